@@ -1,0 +1,21 @@
+// Sums of squares of consecutive stretches of an array, the expensive part of its norm.
+#pragma once
+
+#include "types.h"
+
+namespace syntonic {
+
+struct SumOfSquares {
+  const void* x;         // dtype, partials * count elements
+  void* sums;            // accumulation type, one per partial
+  void* scratch;         // accumulation type, scratch_size elements
+  int64_t scratch_size;  // how many workers may leave a sum there; any size is correct
+  DType dtype;
+  int64_t partials;
+  int64_t count;  // elements in a partial
+};
+Status sum_of_squares(Stream stream, const SumOfSquares& call);
+
+Status load_sum_of_squares(DType dtype);
+
+}  // namespace syntonic
