@@ -1,0 +1,35 @@
+"""Layers for Flax NNX, Flax Linen and Haiku.
+
+The modules are ``syntonic_jax.nn.nnx``, ``syntonic_jax.nn.linen`` and ``syntonic_jax.nn.haiku``.
+Each is imported when it is first used, so that none of the frameworks is a dependency; where the
+framework is missing, that import raises an ``ImportError`` naming the extra to install.
+
+Every module has the same two layers: ``PhiResidual`` adds a block to its own input, and
+``PhiResidualLayerNorm`` is its framework's ``LayerNorm`` of such a sum: same parameter names,
+shapes, dtypes, initialisers, default epsilon and result dtype, so checkpoints go both ways. The
+layers hold parameters and settings; what is computed, and in which precision, is said at
+:func:`syntonic_jax.phi_residual` and :func:`syntonic_jax.phi_residual_layernorm`.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> import syntonic_jax.nn
+    >>> norm = syntonic_jax.nn.nnx.PhiResidualLayerNorm(3, rngs=nnx.Rngs(0))
+    >>> norm(jnp.zeros((2, 3)), jnp.ones((2, 3))).shape
+    (2, 3)
+"""
+
+import importlib
+from types import ModuleType
+
+__all__ = ["haiku", "linen", "nnx"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,138 @@
+"""Layers for Flax Linen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax.nn._framework import required
+
+with required("flax", "flax"):
+    from flax import linen as nn
+    from flax.linen.dtypes import canonicalize_dtype
+    from flax.typing import Dtype, Initializer
+
+__all__ = ["PhiResidual", "PhiResidualLayerNorm"]
+
+
+class PhiResidual(nn.Module):
+    """Adds a block to its own input: ``phi_residual(x, module(x), mode)``.
+
+    Attributes:
+        module: any callable that takes ``x`` first and returns an array of its shape: a Linen
+            module, whose variables then stand under ``module``, or a function.
+        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+        activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
+        dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
+        implementation: see :func:`syntonic_jax.phi_residual`.
+
+    Raises (when called):
+        ValueError: unknown mode, activation or implementation; a block that changes the shape.
+        TypeError: data that are not real floating point.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from syntonic_jax.nn.linen import PhiResidual
+        >>> block = PhiResidual(nn.Dense(4), "phi_symmetric")
+        >>> y, variables = block.init_with_output(jax.random.key(0), jnp.ones((2, 4)))
+        >>> y.shape, sorted(variables["params"]["module"])
+        ((2, 4), ['bias', 'kernel'])
+    """
+
+    module: Callable[..., jax.Array]
+    mode: PhiResidualMode | str = "phi"
+    activation: str | None = None
+    dtype: Dtype | None = None
+    implementation: str | None = None
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """The residual sum of ``x`` and ``module(x, *args, **kwargs)``; shape of ``x``."""
+        return phi_residual(
+            x,
+            self.module(x, *args, **kwargs),
+            self.mode,
+            activation=self.activation,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+
+
+class PhiResidualLayerNorm(nn.Module):
+    """``linen.LayerNorm`` of a residual sum, over the last axis, in one pass.
+
+    Attributes up to ``scale_init``, parameters (``scale`` and ``bias`` of shape ``(features,)``)
+    and result dtype are those of ``linen.LayerNorm``, so variables of one load into the other. Its
+    ``reduction_axes``, ``feature_axes``, ``axis_name``, ``axis_index_groups``,
+    ``use_fast_variance``, ``force_float32_reductions`` and ``mask`` do not exist here: the
+    statistics are always those of the last axis, of every entry, in two passes and in the
+    accumulation type.
+
+    Attributes:
+        epsilon: added to the variance.
+        dtype: the dtype of y (default: the promoted dtype of the two arrays and the parameters,
+            so that bfloat16 arrays with float32 parameters give float32).
+        param_dtype: the dtype of the parameters.
+        use_bias: whether there is a ``bias``.
+        use_scale: whether there is a ``scale``.
+        bias_init: initialiser of ``bias``.
+        scale_init: initialiser of ``scale``.
+        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+        target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
+        return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
+            block adds to, in the promoted dtype of the two arrays.
+        implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
+
+    Raises (when called):
+        ValueError: unknown mode, unequal shapes, no last axis, a negative epsilon, a bad target
+            variance; ``flax.errors.ScopeParamShapeError`` for parameters of another width.
+        TypeError: data that are not real floating point.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import numpy as np
+        >>> from syntonic_jax.nn.linen import PhiResidualLayerNorm
+        >>> norm = PhiResidualLayerNorm(return_sum=True)
+        >>> x = jnp.arange(4.0).reshape(1, 4)
+        >>> (y, z), variables = norm.init_with_output(jax.random.key(0), jnp.zeros((1, 4)), x)
+        >>> print(np.asarray(z).round(3), np.asarray(y).round(3))
+        [[0.    0.618 1.236 1.854]] [[-1.342 -0.447  0.447  1.342]]
+    """
+
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = jax.nn.initializers.zeros
+    scale_init: Initializer = jax.nn.initializers.ones
+    mode: PhiResidualMode | str = "phi"
+    target_variance: Any = "standard"
+    return_sum: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, identity: jax.Array, residual: jax.Array
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., features]``."""
+        features = jnp.shape(identity)[-1:]
+        scale = bias = None
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, features, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, features, self.param_dtype)
+        return phi_residual_layernorm(
+            identity,
+            residual,
+            scale,
+            bias,
+            mode=self.mode,
+            epsilon=self.epsilon,
+            target_variance=self.target_variance,
+            return_sum=self.return_sum,
+            dtype=canonicalize_dtype(identity, residual, scale, bias, dtype=self.dtype),
+            implementation=self.implementation,
+        )
