@@ -1,0 +1,224 @@
+"""Custom calls that XLA partitions by itself, and the rule by which row-wise calls are laid out.
+
+XLA's batch partitioner needs two attributes on a call: ``num_batch_dims`` (GSPMD) and a sharding
+rule (Shardy). Its contract: the first nb dimensions of every operand and result are batch
+dimensions, which may be sharded; a value of rank below nb is replicated; and no result may be a
+reduction over a batch dimension, which would be silently wrong. So
+
+* parameters are kept at a rank below nb (batch dimensions are padded with ones), and
+* sums over rows leave a call as one partial sum for each batch entry and are added up in jnp,
+  where XLA puts the all-reduce.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+Shape = tuple[Any, ...]  # dimensions may be symbolic
+
+_call_p = Primitive("custom_call")
+_call_p.multiple_results = True
+
+
+@_call_p.def_abstract_eval
+def _(*_, results, **__):
+    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
+
+
+def _lower_call(ctx, *operands, target, batch_dims, rule, attributes, **_):
+    extra = {}
+    if batch_dims:
+        extra["mhlo.frontend_attributes"] = mlir.ir_attribute({"num_batch_dims": str(batch_dims)})
+        extra["sdy.sharding_rule"] = mlir.ir.Attribute.parse(rule)
+    lower = jax.ffi.ffi_lowering(target, extra_attributes=extra)
+    return lower(ctx, *operands, **dict(attributes))
+
+
+mlir.register_lowering(_call_p, _lower_call)
+
+
+def _call(target, operands, results, *, batch_dims=0, rule=None, attributes) -> list[Any]:
+    # The handlers read float64 and int32 attributes: numpy scalars fix the types.
+    typed = {
+        name: np.float64(value) if isinstance(value, float) else np.int32(value)
+        for name, value in attributes.items()
+    }
+    return _call_p.bind(
+        *operands,
+        target=target,
+        results=tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in results),
+        batch_dims=batch_dims,
+        rule=rule,
+        attributes=tuple(sorted(typed.items())),
+    )
+
+
+def elementwise_call(
+    target: str, operands: Sequence[Any], dtypes: Sequence[Any], /, **attributes: Any
+) -> list[Any]:
+    """An elementwise call: every dimension is a batch dimension.
+
+    All operands and results have the shape of the first operand; `dtypes` are those of the results.
+    """
+    shape = operands[0].shape
+    if not all(isinstance(n, int) for n in shape):
+        results = [(shape, dtype) for dtype in dtypes]
+        return _call(target, operands, results, attributes=attributes)
+    batch = shape or (1,)
+    factors = [f"d{i}" for i in range(len(batch))]
+    rule = _sharding_rule(
+        [factors] * len(operands), [factors] * len(dtypes), dict(zip(factors, batch)), ()
+    )
+    results = _call(
+        target,
+        [x.reshape(batch) for x in operands],
+        [(batch, dtype) for dtype in dtypes],
+        batch_dims=len(batch),
+        rule=rule,
+        attributes=attributes,
+    )
+    return [x.reshape(shape) for x in results]
+
+
+class Value(NamedTuple):
+    """An operand (`array` set) or a result (`dtype` set) of a row-wise call.
+
+    The kinds, with G group dimensions and R row dimensions:
+      row      [*G, *R, width]
+      vector   [*G, *R]
+      parameter [*G, width]
+      partial  a parameter-shaped sum over rows; leaves the call once for each batch entry
+      total    a scalar-shaped sum over rows, likewise
+      scratch  rank 1, `size` elements, dropped from what `row_call` returns
+    """
+
+    kind: str
+    array: Any = None
+    dtype: Any = None
+    size: int = 0
+
+
+def row_call(
+    target: str,
+    operands: Sequence[Value],
+    results: Sequence[Value],
+    /,  # operands and results are names of attributes too
+    *,
+    groups: int,
+    devices: int,
+    **attributes: Any,
+) -> list[Any]:
+    """One call over rows, partitioned along its leading dimensions.
+
+    The first operand is a row (or, for a call without a width, a vector) and fixes the shape.
+    """
+    first = operands[0]
+    width = first.array.shape[-1:] if first.kind == "row" else ()
+    lead = first.array.shape[: len(first.array.shape) - len(width)]
+    sums = any(r.kind in ("partial", "total") for r in results)
+    batch, inner = _plan(lead, groups, sums, devices)
+    grouped = batch if groups else ()
+    shapes = {
+        "row": batch + inner + width,
+        "vector": batch + inner,
+        "parameter": grouped + width,
+        "partial": batch + width,
+        "total": batch,
+    }
+    static = all(isinstance(n, int) for n in lead + width)
+
+    def shape(value: Value) -> Shape:
+        return (value.size,) if value.kind == "scratch" else shapes[value.kind]
+
+    out = _call(
+        target,
+        [v.array.reshape(shape(v)) for v in operands],
+        [(shape(v), v.dtype) for v in results],
+        batch_dims=len(batch) if static else 0,
+        rule=_row_rule(operands, results, batch, inner, width, groups) if static else None,
+        attributes=attributes,
+    )
+
+    def finish(value: Value, x: Any) -> Any:
+        if value.kind in ("row", "vector"):
+            return x.reshape(lead + (width if value.kind == "row" else ()))
+        # The partial sums of a group are consecutive batch entries.
+        return x.sum(tuple(range(groups, len(batch))))
+
+    return [finish(v, x) for v, x in zip(results, out) if v.kind != "scratch"]
+
+
+def _plan(lead: Shape, groups: int, sums: bool, devices: int) -> tuple[Shape, Shape]:
+    """Batch and inner dimensions: ``batch + inner`` is a reshape of `lead`.
+
+    A call that sums over rows returns one partial for each batch entry, so there should be few:
+    one on a single device; on D devices the product of the earlier leading dimensions times
+    gcd(n, D), n being the last one above 1. Every way of sharding that dimension over devices
+    divides the gcd, so nothing is gathered. A call with symbolic dimensions is not partitioned.
+    """
+    static = all(isinstance(n, int) for n in lead)
+    if groups:
+        batch, inner = lead[:groups], lead[groups:]
+    elif sums and (devices == 1 or not static):
+        batch, inner = (1,), (math.prod(lead),)
+    elif sums:
+        last = max((i for i, n in enumerate(lead) if n > 1), default=0)
+        n = lead[last] if lead else 1
+        parts = math.gcd(n, devices)
+        batch, inner = lead[:last] + (parts,), (n // parts,)
+    else:
+        batch, inner = lead, ()
+    # Replicated values must be of a lower rank than the batch: scratch always, parameters where
+    # there are no groups. Both are of rank 1.
+    return batch + (1,) * (1 if groups else max(0, 2 - len(batch))), inner
+
+
+def _row_rule(operands, results, batch: Shape, inner: Shape, width: Shape, groups: int) -> str:
+    """The sharding rule of a row-wise call: batch dimensions may be sharded, nothing else."""
+    dims = [f"d{i}" for i in range(len(batch + inner))]
+    lead, column = dims[: len(batch)], ["width"] if width else []
+    factors = {
+        "row": dims + column,
+        "vector": dims,
+        "parameter": (lead if groups else []) + column,
+        "partial": lead + column,
+        "total": lead,
+        "scratch": ["scratch"],
+    }
+    sizes = dict(zip(dims + column, batch + inner + width))
+    sizes |= {"scratch": v.size for v in results if v.kind == "scratch"}
+    return _sharding_rule(
+        [factors[v.kind] for v in operands],
+        [factors[v.kind] for v in results],
+        sizes,
+        [f for f in sizes if f not in lead],
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _factor_name(index: int) -> str:
+    """Shardy's names: i to z, then z_1, z_2, …"""
+    return chr(ord("i") + index) if index < 18 else f"z_{index - 17}"
+
+
+def _sharding_rule(operands, results, sizes: dict[str, int], replicated: Sequence[str]) -> str:
+    """Shardy's text for a rule; values are lists of factors, one a dimension."""
+    names = {factor: _factor_name(i) for i, factor in enumerate(sizes)}
+
+    def mapping(values) -> str:
+        return ", ".join("[" + ", ".join(names[f] for f in value) + "]" for value in values)
+
+    text = f"({mapping(operands)})->({mapping(results)}) {{"
+    text += ", ".join(f"{names[f]}={n}" for f, n in sizes.items()) + "}"
+    if replicated:
+        text += " need_replication={" + ", ".join(names[f] for f in replicated) + "}"
+    return f"#sdy.op_sharding_rule<{text}, custom>"

@@ -1,0 +1,1 @@
+"""The operations, one file each: public function, jnp reference, primitives, rules."""

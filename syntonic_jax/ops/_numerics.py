@@ -1,0 +1,36 @@
+"""Precision shared by the jnp references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def accumulation_dtype(dtype: Any) -> np.dtype:
+    """The type of statistics, sums and transcendental functions: float64 for float64, or float32."""
+    return np.dtype(np.float64 if dtype == jnp.float64 else np.float32)
+
+
+def widen(x: Any) -> Any:
+    """`x` in its accumulation type."""
+    return x.astype(accumulation_dtype(x.dtype))
+
+
+def round_to(x: Any, dtype: Any) -> Any:
+    """`x` rounded to the values of `dtype`, kept in its own type.
+
+    A round trip through a 16-bit type would say the same, but XLA may drop it.
+    """
+    if dtype not in (jnp.float16, jnp.bfloat16):
+        return x
+    info = jnp.finfo(dtype)
+    rounded = lax.reduce_precision(x, info.nexp, info.nmant)
+    if dtype == jnp.float16:
+        # XLA's reduce_precision flushes float16's subnormals: multiples of 2**-24.
+        spacing = 2.0**-24
+        subnormal = lax.round(x / spacing, lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
+        rounded = jnp.where(jnp.abs(x) < info.tiny, subnormal, rounded)
+    return rounded

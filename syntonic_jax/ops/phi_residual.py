@@ -1,0 +1,299 @@
+"""y = activation(z), z being one of three golden sums of an identity and a residual branch.
+
+Written as z = s · (identity + c · residual), with (s, c) = (1, φ⁻¹) for 'phi', (φ⁻¹, 1) for
+'phi_symmetric' and (1, 1) for 'standard'.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from .. import _check, _dispatch
+from .._partition import elementwise_call
+from .._primitive import bind, define, forward_mode, is_zero, linear, transposes
+from .._rows import batch_elementwise
+from ..modes import PhiResidualMode, check_mode
+from . import _activation
+from ._numerics import accumulation_dtype, widen
+
+# ---------------------------------------------------------------------------------- public
+
+
+def phi_residual(
+    identity: ArrayLike,
+    residual: ArrayLike,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    activation: str | None = None,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Adds a residual by the golden ratio, and applies an activation in the same pass.
+
+    ================= =======================================
+    mode              sum z
+    ================= =======================================
+    ``phi``           identity + φ⁻¹ · residual
+    ``phi_symmetric`` φ⁻¹ · (identity + residual)
+    ``standard``      identity + residual
+    ================= =======================================
+
+    Args:
+      identity: array of any shape; float16, bfloat16, float32 or float64.
+      residual: array of the same shape (nothing is broadcast); the two types promote as in jax.
+      mode: a `PhiResidualMode` or its name.
+      activation: None, 'relu' (derivative 0 at 0), 'gelu' (the tanh form, as
+        ``jax.nn.gelu(approximate=True)``) or 'golden_gelu'.
+      dtype: type of the result; None: the promoted type of the two branches.
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md).
+
+    Returns:
+      activation(z), of the shape of `identity`; computed in float32 (float64 for float64) and
+      rounded once.
+
+    Raises:
+      TypeError: a branch or `dtype` is not real floating point.
+      ValueError: the shapes differ, or `mode`, `activation` or `implementation` is unknown.
+
+    For branches that are orthogonal and of norm 10 the sum has norm 14.142 ('standard') or 11.756
+    ('phi').
+
+    >>> import jax.numpy as jnp
+    >>> phi_residual(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0]))
+    Array([1.618034 , 2.236068 , 2.854102 , 3.4721358], dtype=float32)
+    """
+    return _checked("phi_residual", identity, residual, mode, activation, dtype, implementation)
+
+
+def phi_residual_relu(
+    identity: ArrayLike,
+    residual: ArrayLike,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """`phi_residual` with ``activation='relu'``: the same arguments, types and errors.
+
+    >>> import jax.numpy as jnp
+    >>> phi_residual_relu(jnp.array([1.0, -1.0]), jnp.array([1.0, 1.0]))
+    Array([1.618034, 0.      ], dtype=float32)
+    """
+    return _checked("phi_residual_relu", identity, residual, mode, "relu", dtype, implementation)
+
+
+def phi_residual_gelu(
+    identity: ArrayLike,
+    residual: ArrayLike,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """`phi_residual` with ``activation='gelu'``: the same arguments, types and errors.
+
+    >>> import jax.numpy as jnp
+    >>> phi_residual_gelu(jnp.array([0.0, 1.0]), jnp.zeros(2))
+    Array([0.        , 0.84119204], dtype=float32)
+    """
+    return _checked("phi_residual_gelu", identity, residual, mode, "gelu", dtype, implementation)
+
+
+def _checked(function, identity, residual, mode, activation, dtype, implementation):
+    """Checks what is static before jit sees it, so that the message names the function."""
+    mode = check_mode(function, mode)
+    if activation is not None and activation not in _activation.NAMES:
+        raise ValueError(
+            f"{function}: activation must be None, 'relu', 'gelu' or 'golden_gelu', "
+            f"got {activation!r}"
+        )
+    _dispatch.check_implementation(function, implementation)
+    return _phi_residual(identity, residual, function, mode, activation, dtype, implementation)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6), inline=True)
+def _phi_residual(identity, residual, function, mode, activation, dtype, implementation):
+    _check.floating(function, identity=identity, residual=residual)
+    _check.same_shape(function, identity=identity, residual=residual)
+    data_dtype = jnp.result_type(identity, residual)
+    y, *_ = bind(
+        phi_residual_p,
+        jnp.asarray(identity, data_dtype),
+        jnp.asarray(residual, data_dtype),
+        mode=mode,
+        activation=activation,
+        dtype=_check.result_dtype(function, dtype, data_dtype),
+        residuals=False,
+        implementation=implementation,
+    )
+    return y
+
+
+# ------------------------------------------------------------------------------- reference
+
+
+def golden_sum(identity: Any, residual: Any, mode: PhiResidualMode) -> Any:
+    """z in the accumulation type."""
+    residual = widen(residual)
+    if mode is PhiResidualMode.PHI:
+        residual = mode.residual_scale * residual
+    z = widen(identity) + residual
+    return mode.sum_scale * z if mode is PhiResidualMode.PHI_SYMMETRIC else z
+
+
+def _reference(identity, residual, *, mode, activation, dtype, residuals):
+    z = golden_sum(identity, residual, mode)
+    y = _activation.apply(activation, z).astype(dtype)
+    return (y, z.astype(identity.dtype)) if residuals and _keeps_sum(activation) else (y,)
+
+
+def _keeps_sum(activation: str | None) -> bool:
+    """Whether the backward pass needs z: that of relu reads y, that of a plain sum nothing."""
+    return activation in ("gelu", "golden_gelu")
+
+
+def branch_scales(mode: PhiResidualMode) -> tuple[float, float]:
+    """∂z/∂identity and ∂z/∂residual."""
+    return mode.sum_scale, mode.sum_scale * mode.residual_scale
+
+
+def _tangent_reference(saved, *tangents, mode, activation, dtype, data_dtype, inputs, outputs):
+    accumulation = accumulation_dtype(data_dtype)
+    values = iter(tangents)
+    dz = sum(
+        scale * next(values).astype(accumulation)
+        for scale, present in zip(branch_scales(mode), inputs)
+        if present
+    )
+    results = []
+    if outputs[0]:
+        slope = _activation.derivative(activation, saved.astype(accumulation))
+        results.append((slope * dz).astype(dtype))
+    if any(outputs[1:]):
+        results.append(dz.astype(data_dtype))
+    return tuple(results)
+
+
+def _cotangent_reference(saved, *cotangents, mode, activation, dtype, data_dtype, inputs, outputs):
+    accumulation = accumulation_dtype(data_dtype)
+    values = iter(cotangents)
+    dz = 0
+    if outputs[0]:
+        slope = _activation.derivative(activation, saved.astype(accumulation))
+        dz = slope * next(values).astype(accumulation)
+    if any(outputs[1:]):
+        dz = dz + next(values).astype(accumulation)
+    scales = [scale for scale, wanted in zip(branch_scales(mode), inputs) if wanted]
+    return tuple((scale * dz).astype(data_dtype) for scale in scales)
+
+
+# ------------------------------------------------------------------------------ primitives
+
+
+def _kernel(identity, residual, *, mode, activation, dtype, residuals, devices):
+    if identity.size == 0:
+        return _reference(
+            identity, residual, mode=mode, activation=activation, dtype=dtype, residuals=residuals
+        )
+    return elementwise_call(
+        "syntonic_phi_residual",
+        [identity, residual],
+        [dtype, identity.dtype] if residuals and _keeps_sum(activation) else [dtype],
+        sum_scale=mode.sum_scale,
+        residual_scale=mode.residual_scale,
+        activation=_activation.CODES[activation],
+    )
+
+
+def _cotangent_kernel(saved, *cotangents, devices, **params):
+    mode, inputs = params["mode"], params["inputs"]
+    if saved.size == 0 or any(params["outputs"][1:]):  # a cotangent of z: second order only
+        return _cotangent_reference(saved, *cotangents, **params)
+    identity_scale, residual_scale = branch_scales(mode)
+    shared = identity_scale == residual_scale  # equal gradients: one buffer serves both
+    wanted = (True, False) if shared else inputs
+    results = elementwise_call(
+        "syntonic_phi_residual_cotangent",
+        [saved, *cotangents],
+        [params["data_dtype"]] * sum(wanted),
+        identity_scale=identity_scale,
+        residual_scale=residual_scale,
+        activation=_activation.CODES[params["activation"]],
+        results=wanted[0] + 2 * wanted[1],
+    )
+    return results * sum(inputs) if shared else results
+
+
+phi_residual_p = define("phi_residual", _reference, operation="phi_residual", kernel=_kernel)
+phi_residual_tangent_p = define(
+    "phi_residual_tangent", _tangent_reference, operation="phi_residual"
+)
+phi_residual_cotangent_p = define(
+    "phi_residual_cotangent",
+    _cotangent_reference,
+    operation="phi_residual",
+    kernel=_cotangent_kernel,
+)
+
+# ----------------------------------------------------------------------------------- rules
+
+
+def _scaled(x: Any, scale: float, dtype: Any) -> Any:
+    """scale · x in the accumulation type, rounded once to `dtype`."""
+    return (widen(x) * scale).astype(dtype) if scale != 1 else x.astype(dtype)
+
+
+def _jvp(primals, tangents, *, mode, activation, dtype, residuals, implementation):
+    params = dict(mode=mode, activation=activation, dtype=dtype)
+    if activation is None:
+        y = bind(
+            phi_residual_p, *primals, **params, residuals=residuals, implementation=implementation
+        )
+        return y, [_sum_tangent(tangents, dtype, params | dict(implementation=implementation))]
+    y, *z = bind(phi_residual_p, *primals, **params, residuals=True, implementation=implementation)
+    count = 2 if residuals and z else 1
+    present = [not is_zero(t) for t in tangents]
+    results = bind(
+        phi_residual_tangent_p,
+        z[0] if z else y,
+        *(t for t in tangents if not is_zero(t)),
+        **params,
+        data_dtype=primals[0].dtype,
+        inputs=tuple(present),
+        outputs=(True,) * count,
+        implementation=implementation,
+    )
+    return [y, *z][:count], results
+
+
+def _sum_tangent(tangents, dtype, params):
+    """The plain sum is linear: the tangent of a sum is the sum of the tangents."""
+    if not any(map(is_zero, tangents)):
+        return bind(phi_residual_p, *tangents, **params, residuals=False)[0]
+    ((t, scale),) = [
+        (t, s) for t, s in zip(tangents, branch_scales(params["mode"])) if not is_zero(t)
+    ]
+    return _scaled(t, scale, dtype)
+
+
+def _transpose(cotangents, avals, *, mode, **_):
+    (ct,) = cotangents
+    return [_scaled(ct, scale, x.dtype) for x, scale in zip(avals, branch_scales(mode))]
+
+
+forward_mode(phi_residual_p, _jvp)
+linear(phi_residual_p, _transpose)
+transposes(
+    phi_residual_tangent_p,
+    phi_residual_cotangent_p,
+    _tangent_reference,
+    _cotangent_reference,
+    reach=((True, True), (True, True)),
+)
+for _primitive in (phi_residual_p, phi_residual_tangent_p, phi_residual_cotangent_p):
+    batch_elementwise(_primitive)

@@ -1,0 +1,372 @@
+"""Layer normalisation of a phi residual: z = s · (identity + c · residual), rounded to its type,
+
+y = scale · √t · (z − mean(z)) / √(var(z) + ε) + bias        over the last axis.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from .. import _check, _dispatch
+from .._partition import Value, row_call
+from .._primitive import bind, define, forward_mode, is_zero, transposes
+from .._rows import batch_rows
+from ..modes import PhiResidualMode, check_mode
+from ._numerics import accumulation_dtype, round_to, widen
+from .phi_residual import branch_scales, golden_sum
+
+# ---------------------------------------------------------------------------------- public
+
+
+def phi_residual_layernorm(
+    identity: ArrayLike,
+    residual: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    mode: str | PhiResidualMode = "phi",
+    epsilon: float = 1e-5,
+    target_variance: str | float = "standard",
+    return_sum: bool = False,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Adds a residual by the golden ratio and normalises the sum over its last axis.
+
+    With z the golden sum of the branches (`phi_residual`) rounded to their type,
+    y = scale · √t · (z − mean) / √(var + ε) + bias; the variance is the biased one. y is the
+    layer norm of exactly the z that ``return_sum=True`` returns beside it: the residual stream
+    that the next block adds to.
+
+    Args:
+      identity: array [..., width]; float16, bfloat16, float32 or float64.
+      residual: array of the same shape (nothing is broadcast); the two types promote as in jax.
+      scale: array [width] or None (1); any floating type, it does not promote the result.
+      bias: array [width] or None (0); likewise.
+      mode: 'phi', 'phi_symmetric' or 'standard'.
+      epsilon: added to the variance; a Python number, not negative.
+      target_variance: t: 'standard' (1), 'golden' (φ⁻¹) or a positive Python number.
+      return_sum: whether to return z too.
+      dtype: type of y; None: the promoted type of the two branches, which is always that of z.
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md).
+
+    Returns:
+      y [..., width], or (y, z). Sums and statistics are in float32 (float64 for float64 data);
+      y is rounded once.
+
+    Raises:
+      TypeError: an array or `dtype` is not real floating point, or `epsilon` or
+        `target_variance` is no Python number.
+      ValueError: the shapes do not fit, the width is zero, or another argument is out of range.
+
+    >>> import jax.numpy as jnp
+    >>> phi_residual_layernorm(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0]))
+    Array([-1.3416253 , -0.44720837,  0.4472085 ,  1.3416255 ], dtype=float32)
+    """
+    name = "phi_residual_layernorm"
+    mode = check_mode(name, mode)
+    epsilon = _check.epsilon(name, epsilon)
+    scale_factor = _check.scale_factor(name, target_variance)
+    _dispatch.check_implementation(name, implementation)
+    y, *z = _phi_residual_layernorm(
+        identity, residual, scale, bias, mode, epsilon, scale_factor, return_sum, dtype,
+        implementation,
+    )  # fmt: skip
+    return (y, *z) if return_sum else y
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9), inline=True)
+def _phi_residual_layernorm(
+    identity, residual, scale, bias, mode, epsilon, scale_factor, return_sum, dtype, implementation
+):
+    name = "phi_residual_layernorm"
+    _check.floating(name, identity=identity, residual=residual)
+    _check.same_shape(name, identity=identity, residual=residual)
+    given = {k: v for k, v in (("scale", scale), ("bias", bias)) if v is not None}
+    _check.floating(name, **given)
+    data_dtype = jnp.result_type(identity, residual)
+    identity = jnp.asarray(identity, data_dtype)
+    if identity.ndim == 0 or identity.shape[-1] == 0:
+        raise ValueError(
+            f"{name}: identity must have a last axis of at least one element to normalise over, "
+            f"got shape {identity.shape}"
+        )
+    _check.parameter(name, identity.shape[-1:], **given)
+    accumulation = accumulation_dtype(data_dtype)
+    return bind(
+        phi_residual_layernorm_p,
+        identity,
+        jnp.asarray(residual, data_dtype),
+        *(jnp.asarray(p).astype(accumulation) for p in given.values()),
+        has_scale=scale is not None,
+        has_bias=bias is not None,
+        mode=mode,
+        epsilon=epsilon,
+        scale_factor=scale_factor,
+        dtype=_check.result_dtype(name, dtype, data_dtype),
+        return_sum=bool(return_sum),
+        residuals=False,
+        groups=0,
+        implementation=implementation,
+    )
+
+
+# ------------------------------------------------------------------------------- reference
+#
+# Rows are [*G, *R, width], means [*G, *R] and parameters [*G, width], G being the group
+# dimensions (_rows.py). Parameters and statistics are in the accumulation type.
+
+
+def _to_rows(parameter: Any, like: Any, groups: int) -> Any:
+    """A parameter [*G, width] in a shape that broadcasts against rows `like`."""
+    lead, width = parameter.shape[:groups], parameter.shape[groups:]
+    return parameter.reshape(lead + (1,) * (like.ndim - groups - 1) + width)
+
+
+def _statistics(z: Any) -> tuple[Any, Any]:
+    """Mean and centred second moment over the last axis, by the corrected two-pass algorithm.
+
+    The mean of the differences takes out what rounding left in the first mean, so that rows with
+    a mean far above their deviation come out right.
+    """
+    mean = z.mean(-1, keepdims=True)
+    shift = (z - mean).mean(-1, keepdims=True)
+    mean = mean + shift
+    return mean[..., 0], jnp.square(z - mean).mean(-1)
+
+
+def _reference(
+    identity, residual, *parameters, has_scale, has_bias, mode, epsilon, scale_factor, dtype,
+    return_sum, residuals, groups,
+):  # fmt: skip
+    z = round_to(golden_sum(identity, residual, mode), identity.dtype)
+    mean, var = _statistics(z)
+    rstd = lax.rsqrt(var + epsilon)
+    y = (z - mean[..., None]) * rstd[..., None]
+    values = iter(parameters)
+    if has_scale:
+        y = y * (_to_rows(next(values), z, groups) * scale_factor)
+    elif scale_factor != 1:
+        y = y * scale_factor
+    if has_bias:
+        y = y + _to_rows(next(values), z, groups)
+    results = (y.astype(dtype), z.astype(identity.dtype), mean, rstd)
+    return results if residuals else results[: 1 + return_sum]
+
+
+def _normalised(z: Any, mean: Any, rstd: Any) -> Any:
+    return (widen(z) - mean[..., None]) * rstd[..., None]
+
+
+def _slope(scale: Any, like: Any, groups: int, scale_factor: float) -> Any:
+    """∂y/∂x̂: scale · √t, or √t where there is no scale."""
+    return _to_rows(scale[0], like, groups) * scale_factor if scale else scale_factor
+
+
+def _tangent_reference(
+    z, mean, rstd, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
+):
+    scale, tangents = operands[:has_scale], iter(operands[has_scale:])
+    d_identity, d_residual, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
+    x_hat = _normalised(z, mean, rstd)
+
+    dz = jnp.zeros_like(x_hat)
+    for d, coefficient in zip((d_identity, d_residual), branch_scales(mode)):
+        if d is not None:
+            dz = dz + coefficient * widen(d)
+    d_mean = dz.mean(-1)
+    along = rstd * (x_hat * dz).mean(-1)  # -d_rstd / rstd
+    dy = (dz - d_mean[..., None]) * rstd[..., None] - x_hat * along[..., None]
+    dy = dy * _slope(scale, z, groups, scale_factor)
+    if d_scale is not None:
+        dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
+    if d_bias is not None:
+        dy = dy + _to_rows(d_bias, z, groups)
+    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, -rstd * along)
+    return tuple(r for r, wanted in zip(results, outputs) if wanted)
+
+
+def _cotangent_reference(
+    z, mean, rstd, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
+):
+    scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
+    ct_y, ct_z, ct_mean, ct_rstd = [next(cotangents) if o else None for o in outputs]
+    x_hat = _normalised(z, mean, rstd)
+    width = z.shape[-1]
+    over_rows = tuple(range(groups, z.ndim - 1))
+
+    dz = jnp.zeros_like(x_hat)
+    d_scale = d_bias = None
+    if ct_y is not None:
+        ct_y = ct_y.astype(x_hat.dtype)
+        w = ct_y * _slope(scale, z, groups, scale_factor)
+        across = w.mean(-1, keepdims=True) + x_hat * (w * x_hat).mean(-1, keepdims=True)
+        dz = rstd[..., None] * (w - across)
+        d_scale = (ct_y * x_hat).sum(over_rows) * scale_factor
+        d_bias = ct_y.sum(over_rows)
+    if ct_z is not None:
+        dz = dz + widen(ct_z)
+    if ct_mean is not None:
+        dz = dz + (ct_mean / width)[..., None]
+    if ct_rstd is not None:
+        dz = dz - x_hat * (ct_rstd * jnp.square(rstd) / width)[..., None]
+    branches = [(coefficient * dz).astype(z.dtype) for coefficient in branch_scales(mode)]
+    return tuple(r for r, i in zip((*branches, d_scale, d_bias), inputs) if i)
+
+
+# ------------------------------------------------------------------------------ primitives
+
+# Sums over rows are left in a scratch result by at most this many elements' worth of workers for
+# each parameter: enough to fill the device, and little beside the data.
+_SCRATCH_ELEMENTS = 1 << 21
+_MAX_WORKERS = 2048
+
+
+def _kernel(identity, residual, *parameters, devices, **params):
+    if identity.size == 0:
+        return _reference(identity, residual, *parameters, **params)
+    has_scale, has_bias, mode = params["has_scale"], params["has_bias"], params["mode"]
+    accumulation = accumulation_dtype(identity.dtype)
+    keep_sum = params["return_sum"] or params["residuals"]
+    results = [Value("row", dtype=params["dtype"])]
+    results += [Value("row", dtype=identity.dtype)] * keep_sum
+    results += [Value("vector", dtype=accumulation)] * (2 * params["residuals"])
+    return row_call(
+        "syntonic_phi_residual_layernorm",
+        [Value("row", identity), Value("row", residual)]
+        + [Value("parameter", p) for p in parameters],
+        results,
+        groups=params["groups"],
+        devices=devices,
+        sum_scale=mode.sum_scale,
+        residual_scale=mode.residual_scale,
+        epsilon=params["epsilon"],
+        scale_factor=params["scale_factor"],
+        operands=has_scale + 2 * has_bias,
+        results=keep_sum + 2 * params["residuals"],
+    )
+
+
+def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
+    inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
+    # The kernel is for what a training step asks. Without a cotangent of y nothing is reduced;
+    # cotangents of the statistics come only with second derivatives.
+    if z.size == 0 or not outputs[0] or any(outputs[2:]):
+        return _cotangent_reference(z, mean, rstd, *operands, **params)
+    identity_scale, residual_scale = branch_scales(params["mode"])
+    shared = identity_scale == residual_scale and inputs[0] and inputs[1]
+    wanted = (inputs[0], inputs[1] and not shared, *inputs[2:])  # one buffer serves both
+    accumulation = accumulation_dtype(z.dtype)
+    results = [Value("row", dtype=z.dtype)] * sum(wanted[:2])
+    results += [Value("partial", dtype=accumulation)] * sum(wanted[2:])
+    if any(wanted[2:]):
+        results.append(
+            Value("scratch", dtype=accumulation, size=_scratch_size(z) * sum(wanted[2:]))
+        )
+    scale, cotangents = operands[:has_scale], operands[has_scale:]
+    out = row_call(
+        "syntonic_phi_residual_layernorm_cotangent",
+        [Value("row", z), Value("vector", mean), Value("vector", rstd)]
+        + [Value("parameter", p) for p in scale]
+        + [Value("row", ct) for ct in cotangents],
+        results,
+        groups=params["groups"],
+        devices=devices,
+        identity_scale=identity_scale,
+        residual_scale=residual_scale,
+        scale_factor=params["scale_factor"],
+        operands=has_scale + 2 * outputs[1],
+        results=sum(bit << i for i, bit in enumerate(wanted)),
+    )
+    return [out[0], *out] if shared else out
+
+
+def _scratch_size(z: Any) -> int:
+    width = z.shape[-1]
+    rows = z.size // width
+    workers = min(_MAX_WORKERS, max(1, _SCRATCH_ELEMENTS // width))
+    return width * (min(workers, rows) if isinstance(rows, int) else workers)
+
+
+phi_residual_layernorm_p = define(
+    "phi_residual_layernorm", _reference, operation="phi_residual_layernorm", kernel=_kernel
+)
+phi_residual_layernorm_tangent_p = define(
+    "phi_residual_layernorm_tangent", _tangent_reference, operation="phi_residual_layernorm"
+)
+phi_residual_layernorm_cotangent_p = define(
+    "phi_residual_layernorm_cotangent",
+    _cotangent_reference,
+    operation="phi_residual_layernorm",
+    kernel=_cotangent_kernel,
+)
+
+# ----------------------------------------------------------------------------------- rules
+
+
+def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **params):
+    y, z, mean, rstd = bind(
+        phi_residual_layernorm_p,
+        *primals,
+        has_bias=has_bias,
+        epsilon=epsilon,
+        return_sum=return_sum,
+        residuals=True,
+        **params,
+    )
+    count = 4 if residuals else 1 + return_sum
+    has_scale = params["has_scale"]
+    present = iter([not is_zero(t) for t in tangents])
+    exists = (True, True, has_scale, has_bias)
+    results = bind(
+        phi_residual_layernorm_tangent_p,
+        *(z, mean, rstd),
+        *primals[2 : 2 + has_scale],
+        *(t for t in tangents if not is_zero(t)),
+        inputs=tuple(e and next(present) for e in exists),
+        outputs=tuple(i < count for i in range(4)),
+        **params,
+    )
+    return [y, z, mean, rstd][:count], results
+
+
+_INPUT_KINDS = ("row", "row", "parameter", "parameter")
+_OUTPUT_KINDS = ("row", "row", "vector", "vector")
+
+
+def _kinds(*, has_scale, has_bias, **_):
+    return ["row", "row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
+
+
+def _tangent_kinds(*, has_scale, inputs, outputs, **_):
+    residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
+    return residuals + _masked(_INPUT_KINDS, inputs), _masked(_OUTPUT_KINDS, outputs)
+
+
+def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
+    residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
+    return residuals + _masked(_OUTPUT_KINDS, outputs), _masked(_INPUT_KINDS, inputs)
+
+
+def _masked(kinds, mask) -> list[str]:
+    return [kind for kind, m in zip(kinds, mask) if m]
+
+
+forward_mode(phi_residual_layernorm_p, _jvp)
+transposes(
+    phi_residual_layernorm_tangent_p,
+    phi_residual_layernorm_cotangent_p,
+    _tangent_reference,
+    _cotangent_reference,
+    # Scale and bias reach y only.
+    reach=((True,) * 4, (True,) * 4, (True, False, False, False), (True, False, False, False)),
+)
+batch_rows(phi_residual_layernorm_p, _kinds)
+batch_rows(phi_residual_layernorm_tangent_p, _tangent_kinds)
+batch_rows(phi_residual_layernorm_cotangent_p, _cotangent_kinds)

@@ -1,0 +1,112 @@
+"""The norm of what the residual branch contributes to a phi residual: a diagnostic for training."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .. import _check, _dispatch
+from .._partition import Value, row_call
+from .._primitive import batched, bind, define, forward_mode
+from ..modes import PhiResidualMode, check_mode
+from ._numerics import accumulation_dtype, widen
+from .phi_residual import branch_scales
+
+# ---------------------------------------------------------------------------------- public
+
+
+def residual_component_norm(
+    residual: ArrayLike,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Euclidean norm, over the whole array, of the residual's contribution to z.
+
+    ‖φ⁻¹ · residual‖₂ for 'phi' and 'phi_symmetric', ‖residual‖₂ for 'standard'.
+
+    Args:
+      residual: array of any shape; float16, bfloat16, float32 or float64.
+      mode: a `PhiResidualMode` or its name.
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md).
+
+    Returns:
+      A scalar, summed and returned in float32 (float64 for float64). The derivative at a residual
+      of zeros is taken as 0.
+
+    Raises:
+      TypeError: `residual` is not real floating point.
+      ValueError: `mode` or `implementation` is unknown.
+
+    >>> import jax.numpy as jnp
+    >>> residual_component_norm(jnp.array([3.0, 4.0]), "standard")
+    Array(5., dtype=float32)
+    """
+    name = "residual_component_norm"
+    mode = check_mode(name, mode)
+    _dispatch.check_implementation(name, implementation)
+    return _residual_component_norm(residual, mode, implementation)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _residual_component_norm(residual, mode, implementation):
+    _check.floating("residual_component_norm", residual=residual)
+    (total,) = bind(sum_of_squares_p, jnp.asarray(residual), kept=0, implementation=implementation)
+    # The square root has no derivative at 0; NaN stays NaN.
+    zero = total == 0
+    norm = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))
+    return norm * branch_scales(mode)[1]
+
+
+# ------------------------------------------------------------------------------- reference
+
+
+def _reference(x, *, kept):
+    return (jnp.square(widen(x)).sum(tuple(range(kept, x.ndim))),)
+
+
+# ------------------------------------------------------------------------------ primitives
+
+_SCRATCH_ELEMENTS = 4096  # workers that may leave a sum: a few for each multiprocessor
+
+
+def _kernel(x, *, kept, devices):
+    if x.size == 0:
+        return _reference(x, kept=kept)
+    accumulation = accumulation_dtype(x.dtype)
+    return row_call(
+        "syntonic_sum_of_squares",
+        [Value("vector", x)],
+        [
+            Value("total", dtype=accumulation),
+            Value("scratch", dtype=accumulation, size=_SCRATCH_ELEMENTS),
+        ],
+        groups=kept,
+        devices=devices,
+    )
+
+
+# Over all but the first `kept` axes, which vmap adds.
+sum_of_squares_p = define(
+    "sum_of_squares", _reference, operation="residual_component_norm", kernel=_kernel
+)
+
+# ----------------------------------------------------------------------------------- rules
+
+
+def _jvp(primals, tangents, *, kept, implementation):
+    (x,), (dx,) = primals, tangents
+    (total,) = bind(sum_of_squares_p, x, kept=kept, implementation=implementation)
+    return [total], [2 * (widen(x) * widen(dx)).sum(tuple(range(kept, x.ndim)))]
+
+
+def _batch(operands, axes, *, kept, implementation):
+    x = jnp.moveaxis(operands[0], axes[0], 0)
+    return bind(sum_of_squares_p, x, kept=kept + 1, implementation=implementation), [0]
+
+
+forward_mode(sum_of_squares_p, _jvp)
+batched(sum_of_squares_p, _batch)
