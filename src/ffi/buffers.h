@@ -1,0 +1,231 @@
+// From XLA's buffers to the plain types of the launchers. The handlers trust nothing: a lowering
+// with a mistake in it must end in an error that names the array, never in a stray memory access.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <ostream>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "types.h"
+#include "xla/ffi/api/ffi.h"
+
+// Tests build the handlers once more with a spare element at the front of every array (see Call).
+#ifndef SYNTONIC_SPARE_ELEMENTS
+#define SYNTONIC_SPARE_ELEMENTS 0
+#endif
+
+namespace syntonic {
+
+namespace ffi = xla::ffi;
+
+using Dims = ffi::AnyBuffer::Dimensions;
+
+inline const char* name_of(DType dtype) {
+  constexpr const char* names[] = {"float16", "bfloat16", "float32", "float64"};
+  return names[static_cast<int>(dtype)];
+}
+
+inline std::optional<DType> dtype_of(const ffi::AnyBuffer& buffer) {
+  switch (buffer.element_type()) {
+    case ffi::F16:
+      return DType::f16;
+    case ffi::BF16:
+      return DType::bf16;
+    case ffi::F32:
+      return DType::f32;
+    case ffi::F64:
+      return DType::f64;
+    default:
+      return std::nullopt;
+  }
+}
+
+inline std::ostream& operator<<(std::ostream& out, Dims dims) {
+  out << "(";
+  for (size_t i = 0; i < dims.size(); ++i) out << (i ? ", " : "") << dims[i];
+  return out << (dims.size() == 1 ? ",)" : ")");
+}
+
+// One operand or result. A default-constructed one stands for an array that the call does not have.
+struct Array {
+  const char* name = nullptr;
+  DType dtype = DType::f32;
+  Dims dims;
+  int64_t count = 0;  // elements
+  void* data = nullptr;
+
+  bool present() const { return name != nullptr; }
+};
+
+// Reads the operands and results of one call, in their order. The first thing found wrong becomes
+// the error, and launch() then does not launch.
+class Call {
+ public:
+  Call(const char* name, ffi::RemainingArgs operands, ffi::RemainingRets results)
+      : name_(name), operands_(operands), results_(results) {}
+
+  size_t result_count() const { return results_.size(); }
+
+  Array operand(const char* name) {
+    ffi::ErrorOr<ffi::AnyBuffer> buffer = operands_.get<ffi::AnyBuffer>(next_operand_++);
+    require(buffer.has_value(), "operand ", name, " is missing");
+    return buffer.has_value() ? array(name, *buffer) : Array{};
+  }
+
+  Array result(const char* name) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> buffer = results_.get<ffi::AnyBuffer>(next_result_++);
+    require(buffer.has_value(), "result ", name, " is missing");
+    return buffer.has_value() ? array(name, **buffer) : Array{};
+  }
+
+  Array operand_if(bool present, const char* name) { return present ? operand(name) : Array{}; }
+  Array result_if(bool present, const char* name) { return present ? result(name) : Array{}; }
+
+  template <typename... Parts>
+  void require(bool holds, const Parts&... message) {
+    if (holds || error_.failure()) return;
+    std::ostringstream out;
+    out << name_ << ": ";
+    (out << ... << message);
+    error_ = ffi::Error::InvalidArgument(out.str());
+  }
+
+  void in_range(const char* attribute, int32_t value, int32_t least, int32_t most) {
+    require(value >= least && value <= most, "attribute ", attribute, " must lie in ", least, "..",
+            most, ", got ", value);
+  }
+
+  void finite(const char* attribute, double value) {
+    require(std::isfinite(value), "attribute ", attribute, " must be finite, got ", value);
+  }
+
+  void has_dtype(const Array& array, DType dtype) {
+    if (!array.present()) return;
+    require(array.dtype == dtype, array.name, " must be ", name_of(dtype), ", got ",
+            name_of(array.dtype));
+  }
+
+  void has_shape_of(const Array& array, const Array& model) {
+    if (!array.present()) return;
+    require(array.dims == model.dims, array.name, " must have the shape ", model.dims, " of ",
+            model.name, ", got ", array.dims);
+  }
+
+  void has_count(const Array& array, int64_t count) {
+    if (!array.present()) return;
+    require(array.count == count, array.name, " must have ", count, " elements, got ", array.dims);
+  }
+
+  int64_t width_of(const Array& data) {
+    const size_t least_rank = 1 + SYNTONIC_SPARE_ELEMENTS;
+    require(data.dims.size() >= least_rank, data.name, " must have rows, got ", data.dims);
+    if (error_.failure()) return 1;
+    require(data.dims.back() > 0, data.name, " must have rows of at least one element, got ",
+            data.dims);
+    return error_.failure() ? 1 : data.dims.back();
+  }
+
+  // How many rows of `width` elements the array has.
+  int64_t rows_of(const Array& array, int64_t width) {
+    const int64_t found = width_of(array);
+    require(found == width, array.name, " must have rows of ", width, " elements, got ",
+            array.dims);
+    return array.count / width;
+  }
+
+  // `data` in as many groups as the parameters have rows, 1 without parameters.
+  Rows rows(const Array& data, std::initializer_list<Array> parameters) {
+    const int64_t width = width_of(data);
+    const int64_t total = data.count / width;
+    std::optional<int64_t> groups;
+    for (const Array& parameter : parameters) {
+      if (!parameter.present()) continue;
+      has_dtype(parameter, accumulation(data.dtype));
+      const int64_t found = rows_of(parameter, width);
+      require(divides(found, total), parameter.name, " has ", found,
+              " rows, which do not divide the ", total, " rows of ", data.name);
+      require(found == groups.value_or(found), parameter.name, " must have ", groups.value_or(0),
+              " rows, got ", found);
+      groups = found;
+    }
+    if (error_.failure() || total == 0) return {1, 0, width};
+    return {groups.value_or(1), total / groups.value_or(1), width};
+  }
+
+  static bool divides(int64_t parts, int64_t total) {
+    return parts == 0 ? total == 0 : total % parts == 0;
+  }
+
+  // Runs `launcher` if every check has passed. Without data nothing is launched, and `sums` are 0.
+  template <typename Launcher>
+  ffi::Error launch(Stream stream, int64_t data_count, std::initializer_list<Array> sums,
+                    const Launcher& launcher) {
+    require(next_operand_ == operands_.size(), "takes ", next_operand_, " operands, got ",
+            operands_.size());
+    require(next_result_ == results_.size(), "has ", next_result_, " results, got ",
+            results_.size());
+    if (error_.failure()) return error_;
+    if (data_count > 0) return status(launcher());
+    for (const Array& sum : sums) {
+      if (sum.count == 0) continue;
+      ffi::Error error = status(zero(stream, sum.data, sum.count * item_size(sum.dtype)));
+      if (error.failure()) return error;
+    }
+    return ffi::Error::Success();
+  }
+
+ private:
+  Array array(const char* name, const ffi::AnyBuffer& buffer) {
+    const std::optional<DType> dtype = dtype_of(buffer);
+    require(dtype.has_value(), name, " must be float16, bfloat16, float32 or float64");
+    Array array{name, dtype.value_or(DType::f32), buffer.dimensions(), 1, buffer.untyped_data()};
+    bool fits = true;
+    for (size_t i = 0; i < array.dims.size(); ++i) {
+      // Under test an array has one entry more along its first dimension, and the one that is
+      // worked on begins at its second element: the only way to choose a pointer's alignment.
+      const int64_t dim = array.dims[i] - (i == 0 ? SYNTONIC_SPARE_ELEMENTS : 0);
+      fits = fits && dim >= 0 && !__builtin_mul_overflow(array.count, dim, &array.count);
+    }
+    fits = fits && array.count <= std::numeric_limits<int64_t>::max() / item_size(array.dtype);
+    require(fits, name, " has an impossible shape ", array.dims);
+    require(!fits || array.count == 0 || array.data != nullptr, name, " has no memory");
+    array.data = static_cast<char*>(array.data) + SYNTONIC_SPARE_ELEMENTS * item_size(array.dtype);
+    return array;
+  }
+
+#ifdef SYNTONIC_HOST
+  ffi::Error status(Status status) const {
+    if (status == kSuccess) return ffi::Error::Success();
+    return ffi::Error::Internal(std::string(name_) + ": status " + std::to_string(status));
+  }
+
+  static Status zero(Stream, void* data, int64_t bytes) {
+    std::fill_n(static_cast<char*>(data), bytes, 0);
+    return kSuccess;
+  }
+#else
+  ffi::Error status(Status status) const {
+    if (status == kSuccess) return ffi::Error::Success();
+    return ffi::Error::Internal(std::string(name_) + ": " + cudaGetErrorString(status));
+  }
+
+  static Status zero(Stream stream, void* data, int64_t bytes) {
+    return cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream);
+  }
+#endif
+
+  const char* name_;
+  ffi::RemainingArgs operands_;
+  ffi::RemainingRets results_;
+  size_t next_operand_ = 0;
+  size_t next_result_ = 0;
+  ffi::Error error_;
+};
+
+}  // namespace syntonic

@@ -1,0 +1,56 @@
+#include "golden_gelu.h"
+
+#include "targets.h"
+
+namespace syntonic {
+namespace {
+
+ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  Call call("syntonic_golden_gelu", operands, results);
+  const Array x = call.operand("x");
+  const Array y = call.result("y");
+  call.has_shape_of(y, x);
+  const GoldenGelu arguments{
+      .x = x.data,
+      .y = y.data,
+      .dtype = x.dtype,
+      .y_dtype = y.dtype,
+      .count = x.count,
+  };
+  return call.launch(stream, x.count, {}, [&] { return golden_gelu(stream, arguments); });
+}
+
+ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  Call call("syntonic_golden_gelu_cotangent", operands, results);
+  const Array x = call.operand("x");
+  const Array ct = call.operand("ct");
+  const Array dx = call.result("dx");
+  call.has_shape_of(ct, x);
+  call.has_shape_of(dx, x);
+  call.has_dtype(dx, x.dtype);
+  const GoldenGeluCotangent arguments{
+      .x = x.data,
+      .ct = ct.data,
+      .dx = dx.data,
+      .dtype = x.dtype,
+      .y_dtype = ct.dtype,
+      .count = x.count,
+  };
+  return call.launch(stream, x.count, {}, [&] { return golden_gelu_cotangent(stream, arguments); });
+}
+
+XLA_FFI_DEFINE_HANDLER(kRun, run, execute(), {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent, execute(),
+                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_gelu>, initialize_by_operand());
+
+}  // namespace
+
+std::vector<Target> golden_gelu_targets() {
+  return {
+      {"syntonic_golden_gelu", kRun, kLoad},
+      {"syntonic_golden_gelu_cotangent", kRunCotangent, kLoad},
+  };
+}
+
+}  // namespace syntonic

@@ -1,0 +1,96 @@
+#include "phi_residual.h"
+
+#include "targets.h"
+
+namespace syntonic {
+namespace {
+
+ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+               double sum_scale, double residual_scale, int32_t activation) {
+  Call call("syntonic_phi_residual", operands, results);
+  call.finite("sum_scale", sum_scale);
+  call.finite("residual_scale", residual_scale);
+  call.in_range("activation", activation, 0, 3);
+  const Array identity = call.operand("identity");
+  const Array residual = call.operand("residual");
+  const Array y = call.result("y");
+  const Array z = call.result_if(call.result_count() > 1, "z");
+  for (const Array& array : {residual, y, z}) call.has_shape_of(array, identity);
+  for (const Array& array : {residual, z}) call.has_dtype(array, identity.dtype);
+  const PhiResidual arguments{
+      .identity = identity.data,
+      .residual = residual.data,
+      .y = y.data,
+      .z = z.data,
+      .dtype = identity.dtype,
+      .y_dtype = y.dtype,
+      .count = identity.count,
+      .sum_scale = sum_scale,
+      .residual_scale = residual_scale,
+      .activation = static_cast<Activation>(activation),
+  };
+  return call.launch(stream, identity.count, {}, [&] { return phi_residual(stream, arguments); });
+}
+
+// Bits of the attribute `results`.
+constexpr int32_t kDIdentity = 1;
+constexpr int32_t kDResidual = 2;
+
+ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                         double identity_scale, double residual_scale, int32_t activation,
+                         int32_t wanted) {
+  Call call("syntonic_phi_residual_cotangent", operands, results);
+  call.finite("identity_scale", identity_scale);
+  call.finite("residual_scale", residual_scale);
+  call.in_range("activation", activation, 1, 3);
+  call.in_range("results", wanted, 1, 3);
+  const Array saved = call.operand("saved");
+  const Array ct = call.operand("ct");
+  const Array d_identity = call.result_if(wanted & kDIdentity, "d_identity");
+  const Array d_residual = call.result_if(wanted & kDResidual, "d_residual");
+  const DType dtype = d_identity.present() ? d_identity.dtype : d_residual.dtype;
+  const bool saved_is_y = activation == static_cast<int32_t>(Activation::relu);
+  for (const Array& array : {ct, d_identity, d_residual}) call.has_shape_of(array, saved);
+  for (const Array& array : {d_identity, d_residual}) call.has_dtype(array, dtype);
+  call.has_dtype(saved, saved_is_y ? ct.dtype : dtype);
+  const PhiResidualCotangent arguments{
+      .saved = saved.data,
+      .ct = ct.data,
+      .d_identity = d_identity.data,
+      .d_residual = d_residual.data,
+      .dtype = dtype,
+      .y_dtype = ct.dtype,
+      .count = saved.count,
+      .identity_scale = identity_scale,
+      .residual_scale = residual_scale,
+      .activation = static_cast<Activation>(activation),
+  };
+  return call.launch(stream, saved.count, {},
+                     [&] { return phi_residual_cotangent(stream, arguments); });
+}
+
+XLA_FFI_DEFINE_HANDLER(
+    kRun, run,
+    execute().Attr<double>("sum_scale").Attr<double>("residual_scale").Attr<int32_t>("activation"),
+    {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
+                       execute()
+                           .Attr<double>("identity_scale")
+                           .Attr<double>("residual_scale")
+                           .Attr<int32_t>("activation")
+                           .Attr<int32_t>("results"),
+                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_phi_residual>, initialize_by_operand());
+// The operands of the cotangent may all be of the type of y.
+XLA_FFI_DEFINE_HANDLER(kLoadCotangent, load_for_result<load_phi_residual>, initialize_by_result());
+
+}  // namespace
+
+std::vector<Target> phi_residual_targets() {
+  return {
+      {"syntonic_phi_residual", kRun, kLoad},
+      {"syntonic_phi_residual_cotangent", kRunCotangent, kLoadCotangent},
+  };
+}
+
+}  // namespace syntonic

@@ -1,0 +1,91 @@
+// The targets of the custom calls: which handlers serve them, and which kernel they belong to.
+#pragma once
+
+#include <vector>
+
+#include "buffers.h"
+
+#ifdef SYNTONIC_HOST
+namespace syntonic {
+struct NoStream {};
+}  // namespace syntonic
+
+// On the host there is no stream to ask XLA for.
+template <>
+struct xla::ffi::CtxDecoding<syntonic::NoStream> {
+  using Type = syntonic::Stream;
+  static std::optional<Type> Decode(const XLA_FFI_Api*, XLA_FFI_ExecutionContext*,
+                                    DiagnosticEngine&) {
+    return Type{};
+  }
+};
+#endif
+
+namespace syntonic {
+
+#ifdef SYNTONIC_HOST
+using StreamOfCall = NoStream;
+#else
+using StreamOfCall = ffi::PlatformStream<Stream>;
+#endif
+
+// What every execute handler is bound to before its attributes. The handlers only launch, so XLA
+// may record them into a command buffer (a CUDA graph).
+inline auto execute() {
+  return ffi::Ffi::BindExecute().Ctx<StreamOfCall>().RemainingArgs().RemainingRets();
+}
+
+// The initialize stage loads the kernels onto the device of the call: a launch that is being
+// recorded must not do that. It runs before each execution, on each device.
+template <Status (*load)(DType)>
+ffi::Error load_for(const ffi::AnyBuffer& data) {
+  // A wrong dtype is for the execute handler to report.
+  const std::optional<DType> dtype = dtype_of(data);
+  if (!dtype || load(*dtype) == kSuccess) return ffi::Error::Success();
+  return ffi::Error::Internal(std::string("the kernels for ") + name_of(*dtype) +
+                              " could not be loaded");
+}
+
+template <Status (*load)(DType)>
+ffi::Error load_for_operand(ffi::AnyBuffer data, ffi::RemainingArgs, ffi::RemainingRets) {
+  return load_for<load>(data);
+}
+
+template <Status (*load)(DType)>
+ffi::Error load_for_result(ffi::RemainingArgs, ffi::Result<ffi::AnyBuffer> data,
+                           ffi::RemainingRets) {
+  return load_for<load>(*data);
+}
+
+inline auto initialize_by_operand() {
+  return ffi::Ffi::BindInitialize().Arg<ffi::AnyBuffer>().RemainingArgs().RemainingRets();
+}
+
+inline auto initialize_by_result() {
+  return ffi::Ffi::BindInitialize().RemainingArgs().Ret<ffi::AnyBuffer>().RemainingRets();
+}
+
+struct Target {
+  const char* name;
+  XLA_FFI_Handler* execute;
+  XLA_FFI_Handler* initialize;
+};
+
+std::vector<Target> golden_gelu_targets();
+std::vector<Target> phi_residual_targets();
+std::vector<Target> phi_residual_layernorm_targets();
+std::vector<Target> residual_component_norm_targets();
+
+struct Kernel {
+  const char* stem;
+  std::vector<Target> (*targets)();
+};
+
+inline constexpr Kernel kKernels[] = {
+    {"golden_gelu", golden_gelu_targets},
+    {"phi_residual", phi_residual_targets},
+    {"phi_residual_layernorm", phi_residual_layernorm_targets},
+    {"residual_component_norm", residual_component_norm_targets},
+};
+
+}  // namespace syntonic

@@ -1,0 +1,45 @@
+#include "phi_residual.h"
+
+#include "activation.h"
+#include "numbers.h"
+
+namespace syntonic {
+
+Status phi_residual(Stream, const PhiResidual& call) {
+  in_accumulation(call.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T sum_scale = static_cast<T>(call.sum_scale);
+    const T residual_scale = static_cast<T>(call.residual_scale);
+    for (int64_t i = 0; i < call.count; ++i) {
+      const T identity = static_cast<T>(load(call.identity, call.dtype, i));
+      const T residual = static_cast<T>(load(call.residual, call.dtype, i));
+      const T z = sum_scale * (identity + residual_scale * residual);
+      store(call.z, call.dtype, i, z);
+      store(call.y, call.y_dtype, i, activate(call.activation, z));
+    }
+  });
+  return kSuccess;
+}
+
+Status phi_residual_cotangent(Stream, const PhiResidualCotangent& call) {
+  const bool saved_is_y = call.activation == Activation::relu;
+  in_accumulation(call.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T identity_scale = static_cast<T>(call.identity_scale);
+    const T residual_scale = static_cast<T>(call.residual_scale);
+    for (int64_t i = 0; i < call.count; ++i) {
+      const double saved = load(call.saved, saved_is_y ? call.y_dtype : call.dtype, i);
+      const T ct = static_cast<T>(load(call.ct, call.y_dtype, i));
+      // Not a product: where relu is flat the cotangent has no say, be it infinite or NaN.
+      const T g =
+          saved_is_y ? (saved > 0 ? ct : T(0)) : slope(call.activation, static_cast<T>(saved)) * ct;
+      store(call.d_identity, call.dtype, i, identity_scale * g);
+      store(call.d_residual, call.dtype, i, residual_scale * g);
+    }
+  });
+  return kSuccess;
+}
+
+Status load_phi_residual(DType) { return kSuccess; }
+
+}  // namespace syntonic
