@@ -1,4 +1,4 @@
-"""Argument checks. Every message names the function, the argument, what was expected and what came."""
+"""Argument checks. A message names the function, the argument, what was expected and what came."""
 
 from __future__ import annotations
 

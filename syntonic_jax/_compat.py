@@ -13,7 +13,17 @@ from jax import lax
 
 # The rule by which jax runs one primitive outside jit. A cached `jax.jit` of `bind` in its place
 # recurses without end under `jax_debug_nans`, which re-runs the primitive op by op.
-from jax._src.dispatch import apply_primitive as apply_primitive
+from jax._src.dispatch import apply_primitive
+
+__all__ = [
+    "apply_primitive",
+    "bare_context",
+    "cuda_compute_capabilities",
+    "lowering_platforms",
+    "match_varying_axes",
+    "partition_devices",
+    "varying_axes",
+]
 
 
 def varying_axes(x: Any) -> frozenset[str]:

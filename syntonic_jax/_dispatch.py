@@ -36,10 +36,9 @@ def selected(
     operation: str, platform: str, compute_capability: str | None = None
 ) -> Implementation:
     """What ``implementation=None`` takes for `operation` on a device of this kind."""
-    if platform in ("cuda", "gpu") and compute_capability is not None:
-        if _extension.available() and _extension.covers(compute_capability):
-            return _PREFERRED[operation]
-    return "xla"
+    on_cuda = platform in ("cuda", "gpu") and compute_capability is not None
+    runs = on_cuda and _extension.available() and _extension.covers(compute_capability)
+    return _PREFERRED[operation] if runs else "xla"
 
 
 def choose(operation: str, implementation: Any, platform: str) -> Implementation:

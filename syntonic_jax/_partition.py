@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -98,7 +97,7 @@ class Value(NamedTuple):
       parameter [*G, width]
       partial  a parameter-shaped sum over rows; leaves the call once for each batch entry
       total    a scalar-shaped sum over rows, likewise
-      scratch  rank 1, `size` elements, dropped from what `row_call` returns
+      scratch  rank 1, `size` elements, the last result; dropped from what `row_call` returns
     """
 
     kind: str
@@ -174,7 +173,7 @@ def _plan(lead: Shape, groups: int, sums: bool, devices: int) -> tuple[Shape, Sh
         last = max((i for i, n in enumerate(lead) if n > 1), default=0)
         n = lead[last] if lead else 1
         parts = math.gcd(n, devices)
-        batch, inner = lead[:last] + (parts,), (n // parts,)
+        batch, inner = (*lead[:last], parts), (n // parts,)
     else:
         batch, inner = lead, ()
     # Replicated values must be of a lower rank than the batch: scratch always, parameters where
@@ -195,7 +194,8 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, width: Shape, group
         "scratch": ["scratch"],
     }
     sizes = dict(zip(dims + column, batch + inner + width))
-    sizes |= {"scratch": v.size for v in results if v.kind == "scratch"}
+    if results[-1].kind == "scratch":
+        sizes["scratch"] = results[-1].size
     return _sharding_rule(
         [factors[v.kind] for v in operands],
         [factors[v.kind] for v in results],
@@ -204,7 +204,7 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, width: Shape, group
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _factor_name(index: int) -> str:
     """Shardy's names: i to z, then z_1, z_2, …"""
     return chr(ord("i") + index) if index < 18 else f"z_{index - 17}"

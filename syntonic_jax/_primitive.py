@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -149,7 +148,6 @@ def transposes(
     `reference` and `transposed` are their jnp forms; `reach[i][j]` says whether input i of the
     operation affects its output j.
     """
-
     reached = tuple(zip(*reach))
 
     def push(residuals, tangents, *, inputs, outputs, **params):

@@ -65,4 +65,4 @@ def _mapped_size(operands: Sequence[Any], axes: Sequence[int | None]) -> int:
 def _move(x: Any, axis: int | None, to: int, size: int) -> Any:
     if axis is not None:
         return jnp.moveaxis(x, axis, to)
-    return jnp.broadcast_to(jnp.expand_dims(x, to), x.shape[:to] + (size,) + x.shape[to:])
+    return jnp.broadcast_to(jnp.expand_dims(x, to), (*x.shape[:to], size, *x.shape[to:]))

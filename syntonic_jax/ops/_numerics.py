@@ -10,7 +10,7 @@ from jax import lax
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
-    """The type of statistics, sums and transcendental functions: float64 for float64, or float32."""
+    """The type of statistics, sums and transcendentals: float64 for float64, float32 for others."""
     return np.dtype(np.float64 if dtype == jnp.float64 else np.float32)
 
 

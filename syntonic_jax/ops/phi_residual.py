@@ -248,37 +248,32 @@ def _scaled(x: Any, scale: float, dtype: Any) -> Any:
     return (widen(x) * scale).astype(dtype) if scale != 1 else x.astype(dtype)
 
 
-def _jvp(primals, tangents, *, mode, activation, dtype, residuals, implementation):
-    params = dict(mode=mode, activation=activation, dtype=dtype)
-    if activation is None:
-        y = bind(
-            phi_residual_p, *primals, **params, residuals=residuals, implementation=implementation
-        )
-        return y, [_sum_tangent(tangents, dtype, params | dict(implementation=implementation))]
-    y, *z = bind(phi_residual_p, *primals, **params, residuals=True, implementation=implementation)
+def _jvp(primals, tangents, *, residuals, **params):
+    if params["activation"] is None:
+        y = bind(phi_residual_p, *primals, residuals=residuals, **params)
+        return y, [_sum_tangent(tangents, params)]
+    y, *z = bind(phi_residual_p, *primals, residuals=True, **params)
     count = 2 if residuals and z else 1
-    present = [not is_zero(t) for t in tangents]
     results = bind(
         phi_residual_tangent_p,
         z[0] if z else y,
         *(t for t in tangents if not is_zero(t)),
-        **params,
         data_dtype=primals[0].dtype,
-        inputs=tuple(present),
+        inputs=tuple(not is_zero(t) for t in tangents),
         outputs=(True,) * count,
-        implementation=implementation,
+        **params,
     )
     return [y, *z][:count], results
 
 
-def _sum_tangent(tangents, dtype, params):
-    """The plain sum is linear: the tangent of a sum is the sum of the tangents."""
+def _sum_tangent(tangents, params):
+    """The plain sum is linear: its tangent is the sum of the tangents."""
     if not any(map(is_zero, tangents)):
-        return bind(phi_residual_p, *tangents, **params, residuals=False)[0]
-    ((t, scale),) = [
+        return bind(phi_residual_p, *tangents, residuals=False, **params)[0]
+    ((tangent, scale),) = [
         (t, s) for t, s in zip(tangents, branch_scales(params["mode"])) if not is_zero(t)
     ]
-    return _scaled(t, scale, dtype)
+    return _scaled(tangent, scale, params["dtype"])
 
 
 def _transpose(cotangents, avals, *, mode, **_):

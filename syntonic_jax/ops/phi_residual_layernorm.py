@@ -1,6 +1,6 @@
-"""Layer normalisation of a phi residual: z = s · (identity + c · residual), rounded to its type,
+"""Layer normalisation of a phi residual, z = s · (identity + c · residual) rounded to its type.
 
-y = scale · √t · (z − mean(z)) / √(var(z) + ε) + bias        over the last axis.
+y = scale · √t · (z − mean(z)) / √(var(z) + ε) + bias over the last axis.
 """
 
 from __future__ import annotations
