@@ -1,0 +1,329 @@
+// Elements in registers: types, conversion to and from the accumulation type, and memory access.
+//
+// A pack is what a thread moves in one go: 16 bytes of the data type, kept as 32-bit words so that
+// a row held in registers takes no more of them than it takes bytes in memory.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "types.h"
+
+namespace syntonic {
+
+using f16 = __half;
+using bf16 = __nv_bfloat16;
+
+// The type in which statistics and transcendental functions of T are computed.
+template <class T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Elements in a pack.
+template <class T>
+constexpr int kVector = 16 / sizeof(T);
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls f with the C++ type of dtype: the one place where a run-time type becomes a static one.
+template <class F>
+Status with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f16:
+      return f(Type<f16>{});
+    case DType::bf16:
+      return f(Type<bf16>{});
+    case DType::f32:
+      return f(Type<float>{});
+    case DType::f64:
+      return f(Type<double>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// N elements of T.
+template <class T, int N>
+struct Packed {
+  static_assert(N * sizeof(T) % 4 == 0);
+  uint32_t word[N * sizeof(T) / 4];
+};
+
+template <class T, int N, class A>
+__device__ void unpack(const Packed<T, N>& packed, A (&x)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if constexpr (std::is_same_v<T, f16>) {
+      const uint32_t word = packed.word[e / 2];
+      x[e] = __half2float(__ushort_as_half(static_cast<unsigned short>(word >> e % 2 * 16)));
+    } else if constexpr (std::is_same_v<T, bf16>) {
+      const uint32_t word = packed.word[e / 2];
+      x[e] = __uint_as_float(e % 2 ? word & 0xffff0000u : word << 16);
+    } else if constexpr (std::is_same_v<T, float>) {
+      x[e] = __uint_as_float(packed.word[e]);
+    } else {
+      x[e] = static_cast<A>(
+          __hiloint2double(static_cast<int>(packed.word[2 * e + 1]), packed.word[2 * e]));
+    }
+  }
+}
+
+// Rounds once, to nearest even.
+template <class T, class A>
+__device__ T narrow(A x) {
+  if constexpr (std::is_same_v<T, f16>) {
+    if constexpr (std::is_same_v<A, double>) {
+      return __double2half(x);
+    } else {
+      return __float2half_rn(x);
+    }
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    if constexpr (std::is_same_v<A, double>) {
+      return __double2bfloat16(x);
+    } else {
+      return __float2bfloat16_rn(x);
+    }
+  } else {
+    return static_cast<T>(x);
+  }
+}
+
+template <class T, int N, class A>
+__device__ Packed<T, N> pack(const A (&x)[N]) {
+  Packed<T, N> packed;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if constexpr (std::is_same_v<T, float>) {
+      packed.word[e] = __float_as_uint(static_cast<float>(x[e]));
+    } else if constexpr (std::is_same_v<T, double>) {
+      packed.word[2 * e] = static_cast<uint32_t>(__double2loint(x[e]));
+      packed.word[2 * e + 1] = static_cast<uint32_t>(__double2hiint(x[e]));
+    } else if (e % 2 == 0) {
+      // Two at a time: there is one instruction that rounds a pair.
+      if constexpr (std::is_same_v<A, float> && std::is_same_v<T, f16>) {
+        const __half2 pair = __floats2half2_rn(x[e], x[e + 1]);
+        packed.word[e / 2] = reinterpret_cast<const uint32_t&>(pair);
+      } else if constexpr (std::is_same_v<A, float>) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(x[e], x[e + 1]);
+        packed.word[e / 2] = reinterpret_cast<const uint32_t&>(pair);
+      } else {
+        const T low = narrow<T>(x[e]), high = narrow<T>(x[e + 1]);
+        packed.word[e / 2] = reinterpret_cast<const uint16_t&>(low) |
+                             uint32_t{reinterpret_cast<const uint16_t&>(high)} << 16;
+      }
+    }
+  }
+  return packed;
+}
+
+// Where the elements of a pack lie in a row, or in a stretch of one: first, first + step, ...
+// short of end.
+//
+// Vector access (one 16-byte transaction a pack, step 1) needs aligned pointers and a row width
+// that is a multiple of the pack. Otherwise neighbouring threads take neighbouring elements, so
+// that a warp still touches whole sectors, whatever the alignment.
+struct Span {
+  int first;
+  int step;
+  int end;
+
+  __device__ bool holds(int e) const { return first + e * step < end; }
+};
+
+// The span of pack number `index` of the thread `rank` out of `size` that share [0, end).
+template <int N>
+__device__ Span span(bool vector, int index, int size, int rank, int end) {
+  return vector ? Span{(index * size + rank) * N, 1, end}
+                : Span{index * N * size + rank, size, end};
+}
+
+// Data that is used once must not push out of the L1 cache what is used by every row.
+enum class Cache { once, keep };
+
+template <Cache kCache, int kWords>
+__device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
+  if constexpr (kWords % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4* source = static_cast<const uint4*>(address) + i / 4;
+      if constexpr (kCache == Cache::once) {
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
+            : "l"(source));
+      } else {
+        const uint4 four = __ldg(source);
+        word[i] = four.x, word[i + 1] = four.y, word[i + 2] = four.z, word[i + 3] = four.w;
+      }
+    }
+  } else if constexpr (kWords == 2) {
+    const uint2 two = __ldg(static_cast<const uint2*>(address));
+    word[0] = two.x, word[1] = two.y;
+  } else {
+    static_assert(kWords == 1);
+    word[0] = __ldg(static_cast<const uint32_t*>(address));
+  }
+}
+
+// Elements out of the span read as zero.
+template <class T, int N, Cache kCache = Cache::once>
+__device__ Packed<T, N> load(const T* row, const Span& at, bool vector) {
+  Packed<T, N> packed = {};
+  if (vector) {
+    if (at.first < at.end) load_words<kCache>(row + at.first, packed.word);
+    return packed;
+  }
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (!at.holds(e)) continue;
+    const T* source = row + at.first + e * at.step;
+    if constexpr (sizeof(T) == 2) {
+      packed.word[e / 2] |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(source))}
+                            << e % 2 * 16;
+    } else if constexpr (sizeof(T) == 4) {
+      packed.word[e] = __ldg(reinterpret_cast<const uint32_t*>(source));
+    } else {
+      const uint2 two = __ldg(reinterpret_cast<const uint2*>(source));
+      packed.word[2 * e] = two.x, packed.word[2 * e + 1] = two.y;
+    }
+  }
+  return packed;
+}
+
+template <class T, int N>
+__device__ void store(T* row, const Span& at, bool vector, const Packed<T, N>& packed) {
+  constexpr int kWords = N * sizeof(T) / 4;
+  const uint32_t (&word)[kWords] = packed.word;
+  if (vector) {
+    if (at.first >= at.end) return;
+    void* address = row + at.first;
+    if constexpr (kWords % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        static_cast<uint4*>(address)[i / 4] =
+            make_uint4(word[i], word[i + 1], word[i + 2], word[i + 3]);
+      }
+    } else if constexpr (kWords == 2) {
+      *static_cast<uint2*>(address) = make_uint2(word[0], word[1]);
+    } else {
+      *static_cast<uint32_t*>(address) = word[0];
+    }
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (!at.holds(e)) continue;
+    T* target = row + at.first + e * at.step;
+    if constexpr (sizeof(T) == 2) {
+      *reinterpret_cast<uint16_t*>(target) = static_cast<uint16_t>(word[e / 2] >> e % 2 * 16);
+    } else if constexpr (sizeof(T) == 4) {
+      *reinterpret_cast<uint32_t*>(target) = word[e];
+    } else {
+      *reinterpret_cast<uint2*>(target) = make_uint2(word[2 * e], word[2 * e + 1]);
+    }
+  }
+}
+
+// Parameters: one row of the accumulation type beside the data, read again for every row of it.
+template <class A, int N>
+__device__ void load_parameter(const A* row, const Span& at, bool vector, A (&x)[N]) {
+  unpack(load<A, N, Cache::keep>(row, at, vector), x);
+}
+
+// An array whose type is known at run time only: y and its cotangent may have any type. All
+// threads take the same branch.
+struct AnyArray {
+  void* data;
+  DType dtype;
+};
+
+template <int N, class A>
+__device__ void store_any(const AnyArray& array, int64_t start, const Span& at, bool vector,
+                          const A (&x)[N]) {
+  switch (array.dtype) {
+    case DType::f16:
+      return store(static_cast<f16*>(array.data) + start, at, vector, pack<f16>(x));
+    case DType::bf16:
+      return store(static_cast<bf16*>(array.data) + start, at, vector, pack<bf16>(x));
+    case DType::f32:
+      return store(static_cast<float*>(array.data) + start, at, vector, pack<float>(x));
+    case DType::f64:
+      return store(static_cast<double*>(array.data) + start, at, vector, pack<double>(x));
+  }
+}
+
+// N elements of a run-time type as they came from memory (float64 beside narrower data: as the
+// accumulation type A), so that a load need not be waited for before its values are used.
+template <class A, int N>
+struct AnyPacked {
+  uint32_t word[N * sizeof(A) / 4];
+};
+
+template <class T, class A, int N>
+__device__ void load_into(AnyPacked<A, N>& packed, const void* data, int64_t start, const Span& at,
+                          bool vector) {
+  const Packed<T, N> source = load<T, N>(static_cast<const T*>(data) + start, at, vector);
+  if constexpr (sizeof(T) <= sizeof(A)) {
+#pragma unroll
+    for (int i = 0; i < int(N * sizeof(T) / 4); ++i) packed.word[i] = source.word[i];
+  } else {
+    A x[N];
+    unpack(source, x);
+    const Packed<A, N> narrowed = pack<A>(x);
+#pragma unroll
+    for (int i = 0; i < int(N * sizeof(A) / 4); ++i) packed.word[i] = narrowed.word[i];
+  }
+}
+
+template <class A, int N>
+__device__ AnyPacked<A, N> load_any(const AnyArray& array, int64_t start, const Span& at,
+                                    bool vector) {
+  AnyPacked<A, N> packed;
+  switch (array.dtype) {
+    case DType::f16:
+      load_into<f16>(packed, array.data, start, at, vector);
+      break;
+    case DType::bf16:
+      load_into<bf16>(packed, array.data, start, at, vector);
+      break;
+    case DType::f32:
+      load_into<float>(packed, array.data, start, at, vector);
+      break;
+    case DType::f64:
+      load_into<double>(packed, array.data, start, at, vector);
+      break;
+  }
+  return packed;
+}
+
+template <class T, class A, int N>
+__device__ void unpack_as(const AnyPacked<A, N>& packed, A (&x)[N]) {
+  Packed<T, N> source;
+#pragma unroll
+  for (int i = 0; i < int(N * sizeof(T) / 4); ++i) source.word[i] = packed.word[i];
+  unpack(source, x);
+}
+
+template <class A, int N>
+__device__ void unpack_any(const AnyPacked<A, N>& packed, DType dtype, A (&x)[N]) {
+  switch (dtype) {
+    case DType::f16:
+      return unpack_as<f16>(packed, x);
+    case DType::bf16:
+      return unpack_as<bf16>(packed, x);
+    case DType::f32:
+      return unpack_as<float>(packed, x);
+    case DType::f64:
+      return unpack_as<A>(packed, x);
+  }
+}
+
+// Whether every given pointer (null where absent) allows 16-byte access.
+template <class... P>
+bool all_aligned(const P*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+}  // namespace syntonic

@@ -1,0 +1,127 @@
+#include "activation.cuh"
+#include "map.cuh"
+#include "phi_residual.h"
+
+namespace syntonic {
+namespace {
+
+template <class Data>
+struct Forward {
+  using T = Data;
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+  struct Loaded {
+    Packed<T, N> identity;
+    Packed<T, N> residual;
+  };
+
+  const T* identity;
+  const T* residual;
+  AnyArray y;
+  T* z;
+  A sum_scale;
+  A residual_scale;
+  Activation activation;
+
+  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
+    return {load<T, N>(identity + start, at, vector), load<T, N>(residual + start, at, vector)};
+  }
+
+  // The activation sees the sum before it is rounded.
+  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+    A i[N], r[N];
+    unpack(loaded.identity, i);
+    unpack(loaded.residual, r);
+#pragma unroll
+    for (int e = 0; e < N; ++e) i[e] = sum_scale * (i[e] + residual_scale * r[e]);
+    if (z) store(z + start, at, vector, pack<T>(i));
+    if (activation != Activation::none) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) i[e] = activate(activation, i[e]);
+    }
+    store_any(y, start, at, vector, i);
+  }
+};
+
+template <class Data>
+struct Cotangent {
+  using T = Data;
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+  struct Loaded {
+    AnyPacked<A, N> saved;
+    AnyPacked<A, N> ct;
+  };
+
+  AnyArray saved;  // z, or y for relu
+  AnyArray ct;
+  T* d_identity;
+  T* d_residual;
+  A identity_scale;
+  A residual_scale;
+  Activation activation;
+
+  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
+    return {load_any<A, N>(saved, start, at, vector), load_any<A, N>(ct, start, at, vector)};
+  }
+
+  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+    A x[N], g[N];
+    unpack_any(loaded.saved, saved.dtype, x);
+    unpack_any(loaded.ct, ct.dtype, g);
+#pragma unroll
+    for (int e = 0; e < N; ++e) g[e] = pull_back(activation, x[e], g[e]);
+    if (d_identity) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) x[e] = identity_scale * g[e];
+      store(d_identity + start, at, vector, pack<T>(x));
+    }
+    if (d_residual) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) x[e] = residual_scale * g[e];
+      store(d_residual + start, at, vector, pack<T>(x));
+    }
+  }
+};
+
+}  // namespace
+
+Status phi_residual(Stream stream, const PhiResidual& call) {
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const Forward<T> map = {static_cast<const T*>(call.identity),
+                            static_cast<const T*>(call.residual),
+                            {call.y, call.y_dtype},
+                            static_cast<T*>(call.z),
+                            static_cast<Acc<T>>(call.sum_scale),
+                            static_cast<Acc<T>>(call.residual_scale),
+                            call.activation};
+    return launch_map(stream, map, call.count,
+                      all_aligned(call.identity, call.residual, call.y, call.z));
+  });
+}
+
+Status phi_residual_cotangent(Stream stream, const PhiResidualCotangent& call) {
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const DType saved_dtype = call.activation == Activation::relu ? call.y_dtype : call.dtype;
+    const Cotangent<T> map = {{const_cast<void*>(call.saved), saved_dtype},
+                              {const_cast<void*>(call.ct), call.y_dtype},
+                              static_cast<T*>(call.d_identity),
+                              static_cast<T*>(call.d_residual),
+                              static_cast<Acc<T>>(call.identity_scale),
+                              static_cast<Acc<T>>(call.residual_scale),
+                              call.activation};
+    return launch_map(stream, map, call.count,
+                      all_aligned(call.saved, call.ct, call.d_identity, call.d_residual));
+  });
+}
+
+Status load_phi_residual(DType dtype) {
+  return with_type(dtype, [](auto type) {
+    using T = typename decltype(type)::type;
+    return load_kernels(map_kernel<Forward<T>>, map_kernel<Cotangent<T>>);
+  });
+}
+
+}  // namespace syntonic

@@ -1,0 +1,238 @@
+#include "phi_residual_layernorm.h"
+#include "row.cuh"
+
+namespace syntonic {
+
+// phi_residual_layernorm_cotangent.cu
+Status load_phi_residual_layernorm_cotangent(DType dtype);
+
+namespace {
+
+template <class T>
+struct Arguments {
+  using A = Acc<T>;
+
+  explicit Arguments(const PhiResidualLayernorm& call, const RowPlan& plan)
+      : identity(static_cast<const T*>(call.identity)),
+        residual(static_cast<const T*>(call.residual)),
+        scale(static_cast<const A*>(call.scale)),
+        bias(static_cast<const A*>(call.bias)),
+        y{call.y, call.y_dtype},
+        z(static_cast<T*>(call.z)),
+        mean(static_cast<A*>(call.mean)),
+        rstd(static_cast<A*>(call.rstd)),
+        rows(call.rows.total()),
+        group_rows(call.rows.groups == 1 ? 0 : call.rows.count),
+        width(call.rows.width),
+        team(plan.team),
+        sum_scale(static_cast<A>(call.sum_scale)),
+        residual_scale(static_cast<A>(call.residual_scale)),
+        epsilon(static_cast<A>(call.epsilon)),
+        scale_factor(static_cast<A>(call.scale_factor)) {}
+
+  const T* identity;
+  const T* residual;
+  const A* scale;
+  const A* bias;
+  AnyArray y;
+  T* z;
+  A* mean;
+  A* rstd;
+  int64_t rows;
+  int64_t group_rows;  // 0: one group, no division needed
+  int64_t width;
+  int team;
+  A sum_scale;
+  A residual_scale;
+  A epsilon;
+  A scale_factor;
+};
+
+template <class T>
+using RowPack = Packed<T, kVector<T>>;
+
+// The residual sum, rounded to T: statistics and y are those of the rounded sum.
+template <class T>
+__device__ RowPack<T> residual_sum(const Arguments<T>& a, const RowPack<T>& identity,
+                                   const RowPack<T>& residual) {
+  Acc<T> i[kVector<T>], r[kVector<T>];
+  unpack(identity, i);
+  unpack(residual, r);
+#pragma unroll
+  for (int e = 0; e < kVector<T>; ++e) i[e] = a.sum_scale * (i[e] + a.residual_scale * r[e]);
+  return pack<T>(i);
+}
+
+template <class T>
+__device__ Acc<T> reciprocal_deviation(const Arguments<T>& a, const Moments<Acc<T>>& moments) {
+  return Acc<T>(1) / sqrt(moments.m2 / moments.count + a.epsilon);
+}
+
+template <class T>
+__device__ void store_statistics(const Arguments<T>& a, const Team& team, int64_t row, Acc<T> mean,
+                                 Acc<T> rstd) {
+  if (team.rank != 0 || row >= a.rows) return;
+  if (a.mean) a.mean[row] = mean;
+  if (a.rstd) a.rstd[row] = rstd;
+}
+
+// Where the scale and bias of this row begin.
+template <class T>
+__device__ int64_t parameter_row(const Arguments<T>& a, int64_t row) {
+  return a.group_rows == 0 || row >= a.rows ? 0 : row / a.group_rows * a.width;
+}
+
+template <class T>
+__device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t parameters,
+                                 const Span& at, bool vector, const RowPack<T>& z, Acc<T> mean,
+                                 Acc<T> rstd) {
+  constexpr int N = kVector<T>;
+  Acc<T> y[N], parameter[N];
+  unpack(z, y);
+#pragma unroll
+  for (int e = 0; e < N; ++e) y[e] = (y[e] - mean) * rstd;
+  if (a.scale) {
+    load_parameter(a.scale + parameters, at, vector, parameter);
+#pragma unroll
+    for (int e = 0; e < N; ++e) y[e] *= parameter[e] * a.scale_factor;
+  } else {
+#pragma unroll
+    for (int e = 0; e < N; ++e) y[e] *= a.scale_factor;
+  }
+  if (a.bias) {
+    load_parameter(a.bias + parameters, at, vector, parameter);
+#pragma unroll
+    for (int e = 0; e < N; ++e) y[e] += parameter[e];
+  }
+  store_any(a.y, start, at, vector, y);
+}
+
+// Rows that fit: K packs a thread.
+template <class T, int K, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreads) normalise(const Arguments<T> a) {
+  using A = Acc<T>;
+  constexpr int N = kVector<T>;
+  __shared__ Exchange<Moments<A>> shared;
+  const Team team(a.team);
+  Reducer<Moments<A>> reduce(shared, team);
+  const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
+  const int64_t start = row * a.width;
+  const int end = row < a.rows ? static_cast<int>(a.width) : 0;  // an idle team: an empty row
+  const auto at = [&](int k) { return span<N>(kAligned, k, team.size, team.rank, end); };
+
+  RowPack<T> z[K], residual[K];
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    z[k] = load<T, N>(a.identity + start, at(k), kAligned);
+    residual[k] = load<T, N>(a.residual + start, at(k), kAligned);
+  }
+  A x[K][N];
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    z[k] = residual_sum(a, z[k], residual[k]);
+    if (a.z) store(a.z + start, at(k), kAligned, z[k]);
+    unpack(z[k], x[k]);
+  }
+  const auto valid = [&](int k, int e) { return at(k).holds(kAligned ? 0 : e); };
+  const Moments<A> moments = reduce(moments_of(x, valid));
+  const A rstd = reciprocal_deviation(a, moments);
+  store_statistics(a, team, row, moments.mean, rstd);
+  const int64_t parameters = parameter_row(a, row);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean, rstd);
+  }
+}
+
+// Rows of any width: read twice, the second time from the L2 cache if it holds them.
+template <class T>
+__global__ void __launch_bounds__(kMaxThreads)
+    normalise_stream(const Arguments<T> a, bool aligned) {
+  using A = Acc<T>;
+  constexpr int N = kVector<T>;
+  __shared__ Exchange<Moments<A>> shared;
+  const Team team(a.team);
+  Reducer<Moments<A>> reduce(shared, team);
+  const int64_t row = int64_t{blockIdx.x} / team.blocks;
+  const int64_t start = row * a.width;
+  const int stretch = N * team.size;
+  // Of the stretch of the row from `offset` on.
+  const auto span_at = [&](int64_t offset) {
+    const int64_t end = a.width - offset < stretch ? a.width - offset : stretch;
+    return span<N>(aligned, 0, team.size, team.rank, static_cast<int>(end));
+  };
+  const auto sum_at = [&](int64_t offset, const Span& at) {
+    return residual_sum(a, load<T, N>(a.identity + start + offset, at, aligned),
+                        load<T, N>(a.residual + start + offset, at, aligned));
+  };
+
+  Moments<A> moments;
+#pragma unroll 4
+  for (int64_t offset = 0; offset < a.width; offset += stretch) {
+    const Span at = span_at(offset);
+    A x[1][N];
+    unpack(sum_at(offset, at), x[0]);
+    const auto valid = [&](int, int e) { return at.holds(e); };
+    moments = Moments<A>::merge(moments, moments_of(x, valid));
+  }
+  moments = reduce(moments);
+  const A rstd = reciprocal_deviation(a, moments);
+  store_statistics(a, team, row, moments.mean, rstd);
+  const int64_t parameters = parameter_row(a, row);
+#pragma unroll 2
+  for (int64_t offset = 0; offset < a.width; offset += stretch) {
+    const Span at = span_at(offset);
+    const RowPack<T> z = sum_at(offset, at);
+    if (a.z) store(a.z + start + offset, at, aligned, z);
+    store_normalised(a, start + offset, parameters + offset, at, aligned, z, moments.mean, rstd);
+  }
+}
+
+template <class T>
+constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
+  return !aligned          ? normalise<T, kForwardTuning.unaligned_packs, false>
+         : plan.packs == 1 ? normalise<T, 1, true>
+         : plan.packs == 2 ? normalise<T, 2, true>
+                           : normalise<T, 4, true>;
+}
+
+template <class T>
+bool vector_access(const PhiResidualLayernorm& call) {
+  return call.rows.width % kVector<T> == 0 &&
+         all_aligned(call.identity, call.residual, call.scale, call.bias, call.y, call.z);
+}
+
+template <class T>
+Status run(Stream stream, const PhiResidualLayernorm& call, const RowPlan& plan) {
+  const Arguments<T> arguments(call, plan);
+  const bool aligned = vector_access<T>(call);
+  const int cluster = cluster_size(plan);
+  const int64_t blocks = ceil_div(call.rows.total(), teams_per_block(plan)) * cluster;
+  if (plan.packs == 0) {
+    return launch(stream, blocks, plan.threads, cluster, normalise_stream<T>, arguments, aligned);
+  }
+  return launch(stream, blocks, plan.threads, cluster, kernel_for<T>(plan, aligned), arguments);
+}
+
+}  // namespace
+
+Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
+  if (call.rows.elements() == 0) return kSuccess;
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return run<T>(stream, call,
+                  plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
+                            has_clusters(normalise<T, 4, true>), kForwardTuning));
+  });
+}
+
+Status load_phi_residual_layernorm(DType dtype) {
+  const Status status = with_type(dtype, [](auto type) {
+    using T = typename decltype(type)::type;
+    return load_kernels(normalise<T, 1, true>, normalise<T, 2, true>, normalise<T, 4, true>,
+                        normalise<T, kForwardTuning.unaligned_packs, false>, normalise_stream<T>);
+  });
+  return status == kSuccess ? load_phi_residual_layernorm_cotangent(dtype) : status;
+}
+
+}  // namespace syntonic

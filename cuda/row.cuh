@@ -1,0 +1,130 @@
+// The row engine: who works on which row, and how a kernel over rows is launched.
+#pragma once
+
+#include <algorithm>
+
+#include "reduce.cuh"
+
+namespace syntonic {
+
+// How rows are spread over threads. A row that fits is read once and held in registers, `packs`
+// packs a thread (the kernel's template parameter); packs = 0 stands for rows too wide even for a
+// cluster, which are read a second time.
+struct RowPlan {
+  int packs;
+  int threads;  // in a block
+  int team;     // threads that share a row; more than `threads`: a cluster of team / threads blocks
+};
+
+// Every tuning number of the row kernels: found by measurement on an H100.
+constexpr int kMaxThreads = 512;     // in a block of any row kernel
+constexpr int kNarrowThreads = 256;  // in a block that holds several teams
+
+struct RowTuning {
+  struct Step {
+    int64_t upto;  // packs in a row
+    int packs;     // a thread
+  };
+  Step step[3];  // for vector access; the last one holds for all wider rows
+  int unaligned_packs;
+};
+
+constexpr RowTuning kForwardTuning = {{{256, 1}, {1024, 2}, {0, 4}}, 2};
+constexpr RowTuning kCotangentTuning = {{{256, 1}, {0, 2}, {0, 2}}, 1};
+
+constexpr int64_t kMaxGrid = 0x7fffffff;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
+}
+
+// Whether the code of this kernel that the device runs was compiled with clusters in it, which
+// does not follow from the device alone: it may run the PTX of an older architecture.
+template <class K>
+bool has_clusters(K* kernel) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+inline RowPlan plan_rows(int64_t width, int vector, bool aligned, bool clusters,
+                         const RowTuning& tuning) {
+  const int64_t packs = ceil_div(width, vector);
+  const RowTuning::Step* step = tuning.step;
+  while (step->upto != 0 && packs > step->upto) ++step;
+  const int held = aligned ? step->packs : tuning.unaligned_packs;
+  const int64_t threads = ceil_div(packs, held);
+  if (threads <= kWarp) {
+    int team = 1;
+    while (team < threads) team *= 2;
+    return {held, kNarrowThreads, team};
+  }
+  if (threads <= kMaxThreads) {
+    const int team = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
+    return {held, std::max(1, kNarrowThreads / team) * team, team};
+  }
+  if (!clusters) return {0, kMaxThreads, kMaxThreads};
+  if (threads > kMaxThreads * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
+  int blocks = 2;
+  while (threads > blocks * kMaxThreads) blocks *= 2;
+  const int block = static_cast<int>(ceil_div(ceil_div(threads, blocks), kWarp)) * kWarp;
+  return {held, block, block * blocks};
+}
+
+// Blocks in a cluster, 1 where there is none.
+inline int cluster_size(const RowPlan& plan) { return std::max(1, plan.team / plan.threads); }
+inline int teams_per_block(const RowPlan& plan) { return std::max(1, plan.threads / plan.team); }
+
+template <class... P, class... Q>
+Status launch(Stream stream, int64_t blocks, int threads, int cluster, void (*kernel)(P...),
+              Q&&... arguments) {
+  if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  const Status status = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+  return status == cudaSuccess ? cudaGetLastError() : status;
+}
+
+// Makes the driver load these kernels onto the current device now rather than at first launch.
+template <class... K>
+Status load_kernels(K*... kernels) {
+  cudaFuncAttributes attributes;
+  Status status = kSuccess;
+  ((status = status == kSuccess ? cudaFuncGetAttributes(&attributes, kernels) : status), ...);
+  return status;
+}
+
+// How many blocks of a kernel the whole device runs at once: the grid of a persistent kernel.
+template <class... P>
+int resident_blocks(int threads, int cluster, void (*kernel)(P...)) {
+  int count = 0;
+  if (cluster > 1) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(cluster));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+    count *= cluster;
+  } else {
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, 0);
+    count *= device_attribute(cudaDevAttrMultiProcessorCount);
+  }
+  return std::max(count, cluster);
+}
+
+}  // namespace syntonic
