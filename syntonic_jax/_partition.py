@@ -69,20 +69,18 @@ def elementwise_call(
     All operands and results have the shape of the first operand; `dtypes` are those of the results.
     """
     shape = operands[0].shape
-    if not all(isinstance(n, int) for n in shape):
-        results = [(shape, dtype) for dtype in dtypes]
-        return _call(target, operands, results, attributes=attributes)
-    batch = shape or (1,)
-    factors = [f"d{i}" for i in range(len(batch))]
+    static = all(isinstance(n, int) for n in shape)
+    # The partitioner gathers a value that has batch dimensions only: one more, of one element.
+    dims = [f"d{i}" for i in range(len(shape))] + ["one"]
     rule = _sharding_rule(
-        [factors] * len(operands), [factors] * len(dtypes), dict(zip(factors, batch)), ()
+        [dims] * len(operands), [dims] * len(dtypes), dict(zip(dims, (*shape, 1))), ["one"]
     )
     results = _call(
         target,
-        [x.reshape(batch) for x in operands],
-        [(batch, dtype) for dtype in dtypes],
-        batch_dims=len(batch),
-        rule=rule,
+        [x.reshape(*shape, 1) for x in operands],
+        [((*shape, 1), dtype) for dtype in dtypes],
+        batch_dims=len(shape) if static else 0,
+        rule=rule if static else None,
         attributes=attributes,
     )
     return [x.reshape(shape) for x in results]

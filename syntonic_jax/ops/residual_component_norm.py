@@ -57,7 +57,7 @@ def _residual_component_norm(residual, mode, implementation):
     (total,) = bind(sum_of_squares_p, jnp.asarray(residual), kept=0, implementation=implementation)
     # The square root has no derivative at 0; NaN stays NaN.
     zero = total == 0
-    norm = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))
+    norm = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
     return norm * branch_scales(mode)[1]
 
 
