@@ -14,7 +14,9 @@ NAMES = ("relu", "gelu", "golden_gelu")
 # The `activation` attribute of the custom calls: Activation in cuda/types.h.
 CODES = {None: 0, "relu": 1, "gelu": 2, "golden_gelu": 3}
 
-_GELU_SLOPE = math.sqrt(2 / math.pi)
+# gelu(z) = z · (1 + tanh v) / 2 = z · σ(2v), v = √(2/π) (z + 0.044715 z³). The second form loses
+# nothing to cancellation where the gate closes.
+_GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = 0.044715
 # Beyond this every derivative here has reached its limit, in float64 too.
 _SATURATED = 1e3
@@ -26,9 +28,7 @@ def apply(name: str | None, z: Any) -> Any:
         return z
     if name == "relu":
         return jnp.maximum(z, 0)
-    if name == "gelu":
-        return 0.5 * z * (1 + jnp.tanh(_GELU_SLOPE * (z + _GELU_CUBIC * z * z * z)))
-    return z * jax.nn.sigmoid(PHI * z)
+    return z * jax.nn.sigmoid(_gate(name, z)[0])
 
 
 def derivative(name: str, saved: Any) -> Any:
@@ -37,11 +37,18 @@ def derivative(name: str, saved: Any) -> Any:
         return jnp.where(saved > 0, 1.0, 0.0).astype(saved.dtype)
     # Large finite z would meet inf · 0; infinite z gives NaN as the plain formula does.
     z = jnp.clip(saved, -_SATURATED, _SATURATED)
-    if name == "gelu":
-        t = jnp.tanh(_GELU_SLOPE * (z + _GELU_CUBIC * z * z * z))
-        inner = _GELU_SLOPE * (1 + 3 * _GELU_CUBIC * z * z)
-        slope = 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * inner
-    else:
-        s = jax.nn.sigmoid(PHI * z)
-        slope = s + PHI * z * s * (1 - s)
+    u, du = _gate(name, z)
+    gate = jax.nn.sigmoid(u)
+    slope = gate + z * du * gate * (1 - gate)
     return jnp.where(jnp.isfinite(saved), slope, jnp.nan)
+
+
+def _gate(name: str, z: Any) -> tuple[Any, Any]:
+    """u(z) and u'(z), the activation being z · σ(u(z))."""
+    if name == "golden_gelu":
+        return PHI * z, PHI
+    square = z * z
+    return (
+        _GELU_SLOPE * (z + _GELU_CUBIC * square * z),
+        _GELU_SLOPE * (1 + 3 * _GELU_CUBIC * square),
+    )
