@@ -13,6 +13,7 @@ import numpy as np
 from .constants import PHI_INV
 
 _TARGET_VARIANCES = {"golden": PHI_INV, "standard": 1.0}
+_FLOATING = tuple(map(jnp.dtype, ("float16", "bfloat16", "float32", "float64")))
 _ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
@@ -22,7 +23,7 @@ def floating(function: str, **arrays: Any) -> None:
         if not isinstance(x, _ARRAY_LIKE) and not hasattr(x, "__jax_array__"):
             raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}")
         dtype = jnp.result_type(x)
-        if dtype not in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
+        if dtype not in _FLOATING:
             raise TypeError(
                 f"{function}: {name} must be float16, bfloat16, float32 or float64, got {dtype}"
             )
@@ -51,8 +52,11 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
     """The dtype of y: `default`, or the floating type asked for, as jax would take it."""
     if dtype is None:
         return np.dtype(default)
-    asked = jnp.dtype(dtype)
-    if asked not in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
+    try:
+        asked = jnp.dtype(dtype)
+    except TypeError:
+        asked = dtype
+    if asked not in _FLOATING:
         raise TypeError(
             f"{function}: dtype must be float16, bfloat16, float32 or float64, got {asked}"
         )
@@ -62,38 +66,27 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
 
 def epsilon(function: str, value: Any) -> float:
     """The float `value`; raises TypeError or ValueError unless it is a finite number >= 0."""
-    number = _python_number(function, "epsilon", value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{function}: epsilon must be finite and not negative, got {value!r}")
-    return number
-
-
-def _python_number(function: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+    if not _is_number(value):
         raise TypeError(
-            f"{function}: {name} must be a Python number, which is static under jit, "
+            f"{function}: epsilon must be a Python number, which is static under jit, "
             f"got {type(value).__name__}"
         )
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{function}: epsilon must be finite and not negative, got {value!r}")
     return float(value)
 
 
 def scale_factor(function: str, target_variance: Any) -> float:
-    """The square root of a target variance: 'golden', 'standard' or a positive number.
-
-    Raises TypeError for what is none of these (an array, say), ValueError for another string or
-    a number that is not positive and finite.
-    """
-    if isinstance(target_variance, str):
-        if target_variance not in _TARGET_VARIANCES:
-            raise ValueError(
-                f"{function}: target_variance must be 'golden', 'standard' or a positive float, "
-                f"got {target_variance!r}"
-            )
-        return math.sqrt(_TARGET_VARIANCES[target_variance])
-    number = _python_number(function, "target_variance", target_variance)
-    if not (math.isfinite(number) and number > 0):
+    """The square root of a target variance; ValueError for anything but those of the message."""
+    named = isinstance(target_variance, str)
+    number = _TARGET_VARIANCES.get(target_variance) if named else target_variance
+    if not (_is_number(number) and math.isfinite(number) and number > 0):
         raise ValueError(
-            f"{function}: target_variance must be 'golden', 'standard' or a positive float, "
-            f"got {target_variance!r}"
+            f"{function}: target_variance must be 'golden', 'standard' or a positive Python "
+            f"number, got {target_variance!r}"
         )
     return math.sqrt(number)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)

@@ -243,9 +243,11 @@ phi_residual_cotangent_p = define(
 # ----------------------------------------------------------------------------------- rules
 
 
-def _scaled(x: Any, scale: float, dtype: Any) -> Any:
-    """scale · x in the accumulation type, rounded once to `dtype`."""
-    return (widen(x) * scale).astype(dtype) if scale != 1 else x.astype(dtype)
+def _scaled(x: Any, scale: float, data_dtype: Any, dtype: Any) -> Any:
+    """scale · x in the accumulation type of the data, rounded once to `dtype`."""
+    if scale == 1:
+        return x.astype(dtype)
+    return (x.astype(accumulation_dtype(data_dtype)) * scale).astype(dtype)
 
 
 def _jvp(primals, tangents, *, residuals, **params):
@@ -273,12 +275,12 @@ def _sum_tangent(tangents, params):
     ((tangent, scale),) = [
         (t, s) for t, s in zip(tangents, branch_scales(params["mode"])) if not is_zero(t)
     ]
-    return _scaled(tangent, scale, params["dtype"])
+    return _scaled(tangent, scale, tangent.dtype, params["dtype"])
 
 
 def _transpose(cotangents, avals, *, mode, **_):
     (ct,) = cotangents
-    return [_scaled(ct, scale, x.dtype) for x, scale in zip(avals, branch_scales(mode))]
+    return [_scaled(ct, scale, x.dtype, x.dtype) for x, scale in zip(avals, branch_scales(mode))]
 
 
 forward_mode(phi_residual_p, _jvp)

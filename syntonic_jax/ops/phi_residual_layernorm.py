@@ -61,8 +61,7 @@ def phi_residual_layernorm(
       y is rounded once.
 
     Raises:
-      TypeError: an array or `dtype` is not real floating point, or `epsilon` or
-        `target_variance` is no Python number.
+      TypeError: an array or `dtype` is not real floating point, or `epsilon` no Python number.
       ValueError: the shapes do not fit, the width is zero, or another argument is out of range.
 
     >>> import jax.numpy as jnp
