@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
 
 with required("haiku", "haiku"):
@@ -54,7 +55,7 @@ class PhiResidual(hk.Module):
     ):
         super().__init__(name=name)
         self.module = module
-        self.mode = PhiResidualMode(mode)
+        self.mode = check_mode("PhiResidual", mode)
         self.activation = activation
         self.dtype = dtype
         self.implementation = implementation
@@ -149,7 +150,7 @@ class PhiResidualLayerNorm(hk.Module):
         self.create_offset = create_offset
         self.scale_init = scale_init or jnp.ones
         self.offset_init = offset_init or jnp.zeros
-        self.mode = PhiResidualMode(mode)
+        self.mode = check_mode("PhiResidualLayerNorm", mode)
         self.target_variance = target_variance
         self.return_sum = return_sum
         self.implementation = implementation

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
 
 with required("flax", "flax"):
@@ -53,7 +54,7 @@ class PhiResidual(nnx.Module):
         implementation: str | None = None,
     ):
         self.module = module
-        self.mode = PhiResidualMode(mode)
+        self.mode = check_mode("PhiResidual", mode)
         self.activation = activation
         self.dtype = dtype
         self.implementation = implementation
@@ -147,7 +148,7 @@ class PhiResidualLayerNorm(nnx.Module):
         self.param_dtype = param_dtype
         self.use_bias = use_bias
         self.use_scale = use_scale
-        self.mode = PhiResidualMode(mode)
+        self.mode = check_mode("PhiResidualLayerNorm", mode)
         self.target_variance = target_variance
         self.return_sum = return_sum
         self.implementation = implementation

@@ -1,0 +1,143 @@
+"""What the benchmark measures: every operation, and the jnp composition a user would write instead.
+
+Bytes are ideal ones: each array read once, each result written once, in units of N, the bytes of
+one array of the data; parameters and statistics are left out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import syntonic_jax
+from syntonic_jax import PHI, PHI_INV
+
+
+class Operation(NamedTuple):
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    arrays: int  # of the shape of the data; parameters [width] follow them
+    parameters: int
+    forward_passes: int  # N read and written
+    backward_passes: int | None  # None: the backward pass is no kernel of ours
+    by_width: bool  # whether the width of a row matters
+
+
+def plain_layernorm(identity, residual, scale, bias):
+    z = identity + PHI_INV * residual
+    wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    mean, variance = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
+    y = (wide - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias
+    return y.astype(z.dtype), z
+
+
+def plain_golden_gelu(x):
+    return x * jax.nn.sigmoid(PHI * x)
+
+
+def plain_norm(residual):
+    wide = residual.astype(jnp.promote_types(residual.dtype, jnp.float32))
+    return PHI_INV * jnp.sqrt(jnp.sum(wide * wide))
+
+
+def layernorm(*operands, implementation):
+    return syntonic_jax.phi_residual_layernorm(
+        *operands, return_sum=True, implementation=implementation
+    )
+
+
+OPERATIONS = {
+    # reads identity and residual, writes y and z; backward reads z and the cotangents of y and z,
+    # writes those of identity and residual
+    "phi_residual_layernorm": Operation(layernorm, plain_layernorm, 2, 2, 4, 5, True),
+    # linear: its backward pass scales a cotangent, which is XLA's
+    "phi_residual": Operation(
+        syntonic_jax.phi_residual, lambda x, r: x + PHI_INV * r, 2, 0, 3, None, False
+    ),
+    # backward reads what was saved and a cotangent, writes two
+    "phi_residual_relu": Operation(
+        syntonic_jax.phi_residual_relu, lambda x, r: jax.nn.relu(x + PHI_INV * r), 2, 0, 3, 4, False
+    ),
+    "phi_residual_gelu": Operation(
+        syntonic_jax.phi_residual_gelu, lambda x, r: jax.nn.gelu(x + PHI_INV * r), 2, 0, 3, 4, False
+    ),
+    "golden_gelu": Operation(syntonic_jax.golden_gelu, plain_golden_gelu, 1, 0, 2, 3, False),
+    "residual_component_norm": Operation(
+        syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, None, False
+    ),
+}
+
+
+class Case(NamedTuple):
+    op: str
+    direction: str
+    dtype: str
+    shape: tuple[int, int]
+    implementation: str
+
+    @property
+    def ideal_bytes(self) -> int:
+        operation = OPERATIONS[self.op]
+        forward = self.direction == "forward"
+        passes = operation.forward_passes if forward else operation.backward_passes
+        assert passes is not None
+        return passes * self.shape[0] * self.shape[1] * jnp.dtype(self.dtype).itemsize
+
+    def function(self) -> Callable[..., Any]:
+        """The operation in this implementation, of its operands alone."""
+        operation = OPERATIONS[self.op]
+        if self.implementation == "xla":
+            return operation.plain
+        return lambda *operands: operation.ours(*operands, implementation=self.implementation)
+
+    def operands(self, seed: int) -> tuple[jax.Array, ...]:
+        operation = OPERATIONS[self.op]
+        keys = jax.random.split(jax.random.key(seed), operation.arrays + operation.parameters)
+        arrays = [jax.random.normal(k, self.shape, self.dtype) for k in keys[: operation.arrays]]
+        parameters = [
+            jax.random.normal(k, self.shape[1:], jnp.float32) for k in keys[operation.arrays :]
+        ]
+        return (*arrays, *parameters)
+
+    def call(self, seed: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """What is timed, and its arguments.
+
+        The backward pass is timed alone: a function of what the forward pass kept and of the
+        cotangents.
+        """
+        operands = self.operands(seed)
+        if self.direction == "forward":
+            return self.function(), operands
+        results, pull = jax.vjp(jax.jit(self.function()), *operands)
+        key = jax.random.key(seed + 1)
+        cotangents = jax.tree.map(lambda y: jax.random.normal(key, y.shape, y.dtype), results)
+        return (lambda pull, cotangents: pull(cotangents)), (pull, cotangents)
+
+
+# Row widths and types. Elementwise operations have one shape a type.
+FULL = {
+    "bfloat16": (256, 768, 1000, 1024, 4096, 5000, 8192, 16384, 50257, 65536, 262144),
+    "float32": (1024, 4096, 16384),
+    "float16": (4096,),
+}
+QUICK = {"bfloat16": (1024, 8192, 16384)}
+ELEMENTWISE_WIDTH = 4096
+
+
+def cases(
+    operations: list[str],
+    widths: dict[str, tuple[int, ...]],
+    implementations: list[str],
+    array_bytes: int,
+) -> Iterator[Case]:
+    """All of them; arrays have as many whole rows as fit into `array_bytes`."""
+    for op in operations:
+        operation = OPERATIONS[op]
+        directions = ["forward"] + ["backward"] * (operation.backward_passes is not None)
+        for dtype, of_dtype in widths.items():
+            for width in of_dtype if operation.by_width else (ELEMENTWISE_WIDTH,):
+                rows = max(1, array_bytes // jnp.dtype(dtype).itemsize // width)
+                for direction in directions:
+                    for implementation in implementations:
+                        yield Case(op, direction, dtype, (rows, width), implementation)

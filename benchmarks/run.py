@@ -1,0 +1,249 @@
+"""Measures every operation on the GPU of this machine, beside what XLA makes of plain jnp.
+
+    python benchmarks/run.py            # everything, under five minutes on an H100
+    python benchmarks/run.py --quick    # a few widths in bfloat16
+
+Prints a table, stores benchmarks/results/<device>.json, draws <device>.png beside it and puts the
+figures into README.md and docs/implementation.md. What a record means:
+
+ms           median time of a call on the device: calls enqueued back to back, so that the time to
+             enqueue one hides behind the one before; ms_spread is the distance of the quartiles
+ideal_bytes  each array read once, each result written once
+tbs, share   ideal bytes over time, in TB/s, and over that of a device-to-device copy in this run
+launches     operations of the compiled program that run on the device; a custom call counts once
+peak_bytes   arguments, results and temporaries of the compiled program
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cases
+import figures
+import jax
+import jax.numpy as jnp
+from cases import Case
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("cuda", "src/ffi", "syntonic_jax/ops")
+ARRAY_BYTES = 1 << 28  # 2^27 elements of bfloat16: far beyond any cache, and no launch is felt
+SMALL = (32, 1024)  # where only the launch is felt
+# Operations of a compiled program that stand for nothing the device does.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "call"}
+
+
+def seconds_a_call(call: Callable[..., Any], sets: list[tuple], minimum: float) -> list[float]:
+    """Of several series of calls on rotating arguments, each at least `minimum` seconds long."""
+
+    def series(n: int) -> float:
+        start = time.perf_counter()
+        for i in range(n):
+            result = call(*sets[i % len(sets)])
+        jax.block_until_ready(result)
+        return time.perf_counter() - start
+
+    series(len(sets))  # loads kernels
+    n = 2 * len(sets)
+    n = max(n, int(minimum / (series(n) / n)) + 1)
+    return [series(n) / n for _ in range(7)]
+
+
+def launches(program: str) -> int:
+    """Counts in the text of a compiled program what runs on the device.
+
+    Computations that XLA captures into a CUDA graph are called from the entry computation and
+    count by their contents.
+    """
+    bodies = dict(
+        re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL)
+    )
+    entry = re.search(r"^ENTRY %?([\w.\-]+) ", program, re.MULTILINE)
+    assert entry
+
+    def count(name: str) -> int:
+        total = 0
+        for line in bodies[name].splitlines():
+            opcode = re.search(r" = .*?[\])}] ([\w\-]+)\(", line)
+            total += bool(opcode and opcode[1] not in FREE)
+            if opcode and opcode[1] == "call":
+                total += count(re.search(r"to_apply=%?([\w.\-]+)", line)[1])  # type: ignore[index]
+        return total
+
+    return count(entry[1])
+
+
+def measure(case: Case, copy_tbs: float, minimum: float) -> dict[str, Any]:
+    function, first = case.call(seed=0)
+    compiled = jax.jit(function).lower(*first).compile()
+    sets = [first, case.call(seed=1)[1]]
+    # The second set of a backward pass holds another closure over the same program.
+    sets[1] = jax.tree.unflatten(jax.tree.structure(first), jax.tree.leaves(sets[1]))
+    times = seconds_a_call(compiled, sets, minimum)
+    seconds = statistics.median(times)
+    low, _, high = statistics.quantiles(times, n=4)
+    memory = compiled.memory_analysis()
+    tbs = case.ideal_bytes / seconds / 1e12
+    return {
+        "op": case.op,
+        "direction": case.direction,
+        "dtype": case.dtype,
+        "shape": list(case.shape),
+        "implementation": case.implementation,
+        "ms": round(1e3 * seconds, 5),
+        "ms_spread": round(1e3 * (high - low), 5),
+        "ideal_bytes": case.ideal_bytes,
+        "tbs": round(tbs, 4),
+        "share": round(tbs / copy_tbs, 4),
+        "launches": launches(compiled.as_text()),
+        "peak_bytes": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+    }
+
+
+def copy_bandwidth(dtype: str, array_bytes: int, minimum: float) -> float:
+    """TB/s of a device-to-device copy, bytes read and bytes written."""
+    count = array_bytes // jnp.dtype(dtype).itemsize
+    sets = [(jax.random.normal(jax.random.key(seed), (count,), dtype),) for seed in range(2)]
+    copy = jax.jit(jnp.copy).lower(*sets[0]).compile()
+    return 2 * array_bytes / statistics.median(seconds_a_call(copy, sets, minimum)) / 1e12
+
+
+def latencies(ops: list[str], implementations: list[str], minimum: float) -> list[dict[str, Any]]:
+    """Microseconds a call at a size where the device has nearly nothing to do."""
+    found = []
+    for op in ops:
+        for implementation in implementations:
+            case = Case(op, "forward", "bfloat16", SMALL, implementation)
+            ways = {"jit": jax.jit(case.function())}
+            if implementation != "xla":
+                ways["eager"] = case.function()
+            for way, call in ways.items():
+                times = seconds_a_call(call, [case.operands(0), case.operands(1)], minimum)
+                us = round(1e6 * statistics.median(times), 2)
+                found.append(
+                    {
+                        "op": op,
+                        "dtype": "bfloat16",
+                        "shape": list(SMALL),
+                        "implementation": implementation,
+                        "called": way,
+                        "us": us,
+                    }
+                )
+    return found
+
+
+def said_by(*command: str) -> str | None:
+    """The first line a program prints; None where there is no such program, or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.partition("\n")[0].strip()
+
+
+def sources_sha256() -> str:
+    """Of what the figures are figures of."""
+    digest = hashlib.sha256()
+    for path in sorted(p for folder in SOURCES for p in (ROOT / folder).rglob("*.*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def description(device: jax.Device) -> dict[str, Any]:
+    names = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "syntonic-jax")
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    versions = {name: installed[name] for name in names if name in installed}
+    return {
+        "device": device.device_kind,
+        "driver": said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": said_by("git", "rev-parse", "HEAD"),
+        "sources_sha256": sources_sha256(),
+    }
+
+
+def table_of(results: dict[str, Any]) -> Table:
+    table = Table(title=f"{results['device']}: share of the bandwidth of a copy")
+    for column in ("operation", "direction", "type", "shape", "", "ms", "TB/s", "share"):
+        right = column in ("ms", "TB/s", "share", "shape")
+        table.add_column(column, justify="right" if right else "left")
+    table.add_column("launches", justify="right")
+    previous = None
+    for r in results["records"]:
+        place = (r["op"], r["direction"], r["dtype"], " x ".join(map(str, r["shape"])))
+        shown = place if place != previous else ("",) * 4
+        figures_of = (f"{r['ms']:.4f}", f"{r['tbs']:.3f}", f"{r['share']:.3f}", str(r["launches"]))
+        table.add_row(*shown, r["implementation"], *figures_of)
+        previous = place
+    return table
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    names = list(cases.OPERATIONS)
+    parser.add_argument("--quick", action="store_true", help="bfloat16 and few widths only")
+    parser.add_argument("--ops", nargs="+", choices=names, default=names, metavar="OP")
+    parser.add_argument("--widths", nargs="+", type=int, help="row widths instead of the usual")
+    parser.add_argument("--implementations", nargs="+", choices=["cuda", "xla"])
+    parser.add_argument("--array-bytes", type=int, default=ARRAY_BYTES, help="of one array")
+    parser.add_argument("--seconds", type=float, default=0.03, help="of a series of calls")
+    parser.add_argument("--out", type=Path, help="folder instead of benchmarks/results")
+    options = parser.parse_args(argv)
+    options.implementations = options.implementations or ["cuda", "xla"]
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    console = Console(width=max(Console().width, 120))  # the table, also where it goes into a file
+    device = jax.devices()[0]
+    widths = cases.QUICK if options.quick else cases.FULL
+    if options.widths:
+        widths = dict.fromkeys(widths, tuple(options.widths))
+
+    results = description(device)
+    results["copy_tbs"] = {
+        dtype: round(copy_bandwidth(dtype, options.array_bytes, options.seconds), 4)
+        for dtype in widths
+    }
+    todo = list(cases.cases(options.ops, widths, options.implementations, options.array_bytes))
+    results["records"] = [
+        measure(case, results["copy_tbs"][case.dtype], options.seconds)
+        for case in track(todo, "measuring", console=console, transient=True)
+    ]
+    results["latencies"] = latencies(options.ops, options.implementations, options.seconds)
+
+    folder = options.out or figures.RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    figures.draw(results, folder / f"{name}.png")
+    if folder == figures.RESULTS:
+        figures.fill()
+
+    console.print(table_of(results))
+    for r in results["latencies"]:
+        console.print(f"{r['op']:24} {r['called']:5} {r['implementation']:4} {r['us']:8.1f} µs")
+    console.print(f"copy, TB/s: {results['copy_tbs']}    stored: {folder / name}.json, .png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
