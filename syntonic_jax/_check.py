@@ -78,8 +78,9 @@ def epsilon(function: str, value: Any) -> float:
 
 def scale_factor(function: str, target_variance: Any) -> float:
     """The square root of a target variance; ValueError for anything but those of the message."""
-    named = isinstance(target_variance, str)
-    number = _TARGET_VARIANCES.get(target_variance) if named else target_variance
+    number: Any = target_variance
+    if isinstance(target_variance, str):
+        number = _TARGET_VARIANCES.get(target_variance)
     if not (_is_number(number) and math.isfinite(number) and number > 0):
         raise ValueError(
             f"{function}: target_variance must be 'golden', 'standard' or a positive Python "

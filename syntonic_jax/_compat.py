@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 from jax import lax
 
 # The rule by which jax runs one primitive outside jit. A cached `jax.jit` of `bind` in its place

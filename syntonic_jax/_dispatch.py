@@ -36,8 +36,9 @@ def selected(
     operation: str, platform: str, compute_capability: str | None = None
 ) -> Implementation:
     """What ``implementation=None`` takes for `operation` on a device of this kind."""
-    on_cuda = platform in ("cuda", "gpu") and compute_capability is not None
-    runs = on_cuda and _extension.available() and _extension.covers(compute_capability)
+    if platform not in ("cuda", "gpu") or compute_capability is None:
+        return "xla"
+    runs = _extension.available() and _extension.covers(compute_capability)
     return _PREFERRED[operation] if runs else "xla"
 
 

@@ -7,6 +7,7 @@ Written as z = s · (identity + c · residual), with (s, c) = (1, φ⁻¹) for '
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -165,11 +166,12 @@ def branch_scales(mode: PhiResidualMode) -> tuple[float, float]:
 def _tangent_reference(saved, *tangents, mode, activation, dtype, data_dtype, inputs, outputs):
     accumulation = accumulation_dtype(data_dtype)
     values = iter(tangents)
-    dz = sum(
+    terms = [
         scale * next(values).astype(accumulation)
         for scale, present in zip(branch_scales(mode), inputs)
         if present
-    )
+    ]
+    dz = functools.reduce(operator.add, terms)
     results = []
     if outputs[0]:
         slope = _activation.derivative(activation, saved.astype(accumulation))
@@ -182,12 +184,13 @@ def _tangent_reference(saved, *tangents, mode, activation, dtype, data_dtype, in
 def _cotangent_reference(saved, *cotangents, mode, activation, dtype, data_dtype, inputs, outputs):
     accumulation = accumulation_dtype(data_dtype)
     values = iter(cotangents)
-    dz = 0
+    terms = []
     if outputs[0]:
         slope = _activation.derivative(activation, saved.astype(accumulation))
-        dz = slope * next(values).astype(accumulation)
+        terms.append(slope * next(values).astype(accumulation))
     if any(outputs[1:]):
-        dz = dz + next(values).astype(accumulation)
+        terms.append(next(values).astype(accumulation))
+    dz = functools.reduce(operator.add, terms)
     scales = [scale for scale, wanted in zip(branch_scales(mode), inputs) if wanted]
     return tuple((scale * dz).astype(data_dtype) for scale in scales)
 
