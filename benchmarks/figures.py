@@ -129,7 +129,7 @@ def fill() -> None:
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 11,
         "axes.titlesize": 13,
         "axes.titleweight": "bold",
@@ -141,7 +141,8 @@ def draw(results: dict[str, Any], out: Path) -> None:
         "legend.frameon": False,
     }
     with plt.rc_context(style):
-        figure = plt.figure(figsize=(12, 9), layout="constrained")
+        figure: Any = plt.figure(figsize=(12, 9), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12)
         top, bottom = figure.subfigures(2, 1)
         copy = results["copy_tbs"][MAIN_DTYPE]
         figure.suptitle(
@@ -164,6 +165,7 @@ def draw_by_width(axes, records: dict[str, dict[int, dict[str, Any]]], direction
         axes.plot(widths, shares, "o-", color=colour, label=NAMES[implementation])
     axes.axhline(1, color="#999999", linewidth=1, linestyle=(0, (5, 3)))
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set(title=f"{MAIN_OP}, {direction}", xlabel=f"row width, {MAIN_DTYPE}", ylim=(0, 1.1))
     axes.grid(visible=True)
     if records:

@@ -21,7 +21,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def load(seed: int) -> tuple[Digits, Digits]:
     """Four fifths to train on, one fifth to test on."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 8 - 1).astype(np.float32)
-    split = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=seed)
+    split: Any = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=seed)
     return Digits(split[0], split[2]), Digits(split[1], split[3])
 
 
@@ -267,7 +267,7 @@ def growth(norms: np.ndarray) -> float:
 
 
 def draw(history: History, norms: dict[PhiResidualMode, np.ndarray], title: str, out: Path):
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 11,
         "axes.titlesize": 13,
         "axes.titleweight": "bold",
@@ -281,11 +281,12 @@ def draw(history: History, norms: dict[PhiResidualMode, np.ndarray], title: str,
         "legend.frameon": False,
     }
     with plt.rc_context(style):
-        figure = plt.figure(figsize=(12, 10), layout="constrained")
+        figure: Any = plt.figure(figsize=(12, 10), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.12)
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.3])
         figure.suptitle(title, fontsize=16, fontweight="bold")
-        draw_training(*top.subplots(1, 2), history)
+        loss, accuracy = top.subplots(1, 2)
+        draw_training(loss, accuracy, history)
         draw_norms(bottom.subplots(), norms)
         figure.savefig(out, dpi=150, bbox_inches="tight", pad_inches=0.3)
         plt.close(figure)

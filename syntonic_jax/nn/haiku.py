@@ -161,7 +161,7 @@ class PhiResidualLayerNorm(hk.Module):
         residual: jax.Array,
         scale: jax.Array | None = None,
         offset: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    ) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., features]``.
 
         ``scale`` and ``offset``, of shape ``(features,)``, may be passed where they are not

@@ -114,9 +114,7 @@ class PhiResidualLayerNorm(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(
-        self, identity: jax.Array, residual: jax.Array
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    def __call__(self, identity: jax.Array, residual: jax.Array) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., features]``."""
         features = jnp.shape(identity)[-1:]
         scale = bias = None

@@ -153,9 +153,7 @@ class PhiResidualLayerNorm(nnx.Module):
         self.return_sum = return_sum
         self.implementation = implementation
 
-    def __call__(
-        self, identity: jax.Array, residual: jax.Array
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    def __call__(self, identity: jax.Array, residual: jax.Array) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., num_features]``."""
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]

@@ -1,0 +1,142 @@
+"""The benchmark on arrays too small to mean anything: its whole path, with the test double."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def run():
+    """benchmarks/run.py as it is when it runs as a script: its siblings are top-level modules."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield importlib.import_module("run")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def results(run, tmp_path_factory, installed_double):
+    folder = tmp_path_factory.mktemp("results")
+    tiny = ["--quick", "--widths", "32", "--array-bytes", "8192", "--seconds", "0.0001"]
+    assert run.main([*tiny, "--out", str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} == {"cpu.json", "cpu.png"}
+    assert (folder / "cpu.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    return json.loads((folder / "cpu.json").read_text())
+
+
+def test_every_operation_is_measured_in_every_way(results):
+    import syntonic_jax
+
+    measured = {(r["op"], r["direction"], r["implementation"]) for r in results["records"]}
+    functions = {"phi_residual", "phi_residual_relu", "phi_residual_gelu", "golden_gelu"}
+    functions |= {"phi_residual_layernorm", "residual_component_norm"}
+    assert functions <= set(syntonic_jax.__all__)
+    with_backward = functions - {"phi_residual", "residual_component_norm"}
+    expected = {(op, "forward", i) for op in functions for i in ("cuda", "xla")}
+    expected |= {(op, "backward", i) for op in with_backward for i in ("cuda", "xla")}
+    assert measured == expected
+
+
+def test_records_are_whole_and_consistent(results):
+    assert set(results) == {
+        "device",
+        "driver",
+        "versions",
+        "commit",
+        "sources_sha256",
+        "copy_tbs",
+        "records",
+        "latencies",
+    }
+    passes = {("phi_residual_layernorm", "forward"): 4, ("phi_residual_layernorm", "backward"): 5}
+    for r in results["records"]:
+        rows, width = r["shape"]
+        assert rows * width * 2 <= 8192
+        if (r["op"], r["direction"]) in passes:
+            assert r["ideal_bytes"] == passes[r["op"], r["direction"]] * rows * width * 2
+        assert r["ms"] > 0
+        assert r["ms_spread"] >= 0
+        assert r["launches"] >= 1
+        # What is read and written once has to be somewhere. (XLA may keep less: a mask for relu.)
+        assert r["peak_bytes"] >= r["ideal_bytes"] or r["implementation"] == "xla"
+        assert r["tbs"] == pytest.approx(r["ideal_bytes"] / r["ms"] / 1e9, rel=0.02, abs=1e-4)
+    ways = {(r["implementation"], r["called"]) for r in results["latencies"]}
+    assert ways == {("cuda", "jit"), ("cuda", "eager"), ("xla", "jit")}
+
+
+@pytest.mark.parametrize("op", ["phi_residual_layernorm", "phi_residual_gelu", "golden_gelu"])
+def test_both_implementations_compute_the_same(run, installed_double, op):
+    """What is timed beside a kernel is the same function of the same operands."""
+    import jax
+    import numpy as np
+
+    both = []
+    for implementation in ("cuda", "xla"):
+        call, given = run.Case(op, "backward", "float32", (6, 16), implementation).call(seed=0)
+        case = run.Case(op, "forward", "float32", (6, 16), implementation)
+        both.append((case.function()(*case.operands(0)), call(*given)))
+    ours, plain = (jax.tree.leaves(results) for results in both)
+    assert len(ours) == len(plain)
+    for a, b in zip(ours, plain, strict=True):
+        # Sums of up to 16 numbers of the size of 10, in another order.
+        np.testing.assert_allclose(a, b, rtol=0, atol=16 * 10 * 2.0**-22)
+
+
+def test_launches_are_counted_through_graphs(run):
+    program = """HloModule f, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %n = f32[4]{0} negate(%p)
+}
+
+%command_buffer (q: f32[4]) -> f32[4] {
+  %q = f32[4]{0} parameter(0)
+  %one = f32[4]{0} fusion(%q), kind=kLoop, calls=%fused
+  %both = (f32[4]{0}, f32[]) custom-call(%one), custom_call_target="t"
+  ROOT %two = f32[4]{0} get-tuple-element(%both), index=0
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %c = f32[4]{0} copy(%x)
+  ROOT %r = f32[4]{0} call(%c), to_apply=%command_buffer
+}
+"""
+    assert run.launches(program) == 3
+
+
+def test_sources_are_identified(run, monkeypatch, tmp_path):
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / "a.cu").write_text("1")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    first = run.sources_sha256()
+    assert run.sources_sha256() == first
+    (tmp_path / "cuda" / "a.cu").write_text("2")
+    assert run.sources_sha256() != first
+
+
+def test_figures_are_filled_in_between_their_markers(run, results):
+    text = "a\n<!-- figures:begin -->\nold\n<!-- figures:end -->\nb\n"
+    filled = run.figures.filled(text, run.figures.for_readme(results))
+    assert filled.startswith("a\n<!-- figures:begin -->\n`phi_residual_layernorm` on one cpu")
+    assert filled.endswith("\n<!-- figures:end -->\nb\n")
+    record = next(
+        r
+        for r in results["records"]
+        if (r["op"], r["direction"], r["implementation"])
+        == ("phi_residual_layernorm", "backward", "xla")
+    )
+    assert (
+        f"| 32 | {run.figures.rate(record)}" not in filled
+    )  # it is the last column, not the first
+    assert f"{run.figures.rate(record)} |\n" in filled
+    with pytest.raises(ValueError, match="exactly one pair"):
+        run.figures.filled("none", "")
+    assert "Small calls, 32 × 1024" in run.figures.for_implementation(results)
