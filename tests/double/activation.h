@@ -1,5 +1,7 @@
+// The activations, and their derivatives applied to a cotangent.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "types.h"
@@ -7,46 +9,44 @@
 namespace syntonic {
 
 template <typename T>
-T sigmoid(T x) {
-  return 1 / (1 + std::exp(-x));
+T sigmoid(T u) {
+  return 1 / (1 + std::exp(-u));
 }
 
-inline constexpr double kPhi = 1.6180339887498948482;
-inline constexpr double kRootTwoOverPi = 0.79788456080286535588;
-inline constexpr double kCubic = 0.044715;
+// gelu and golden_gelu are x * sigmoid(u(x)); this is u. 1 + tanh(v) = 2 sigmoid(2v).
+template <typename T>
+T gate_argument(Activation activation, T x) {
+  if (activation == Activation::golden_gelu) return T(1.6180339887498948482) * x;
+  return T(1.5957691216057307118) * (x + T(0.044715) * (x * x * x));
+}
+
+template <typename T>
+T gate_slope(Activation activation, T x) {
+  if (activation == Activation::golden_gelu) return T(1.6180339887498948482);
+  return T(1.5957691216057307118) * (1 + T(3 * 0.044715) * (x * x));
+}
 
 template <typename T>
 T activate(Activation activation, T x) {
   switch (activation) {
+    case Activation::none:
+      return x;
     case Activation::relu:
       return x > 0 || std::isnan(x) ? x : T(0);
-    case Activation::gelu:
-      return T(0.5) * x * (1 + std::tanh(T(kRootTwoOverPi) * (x + T(kCubic) * (x * x * x))));
-    case Activation::golden_gelu:
-      return x * sigmoid(T(kPhi) * x);
     default:
-      return x;
+      return x * sigmoid(gate_argument(activation, x));
   }
 }
 
-// Of relu only the sign of the argument matters, and y has the same where the derivative is not 0.
+// `saved` is the value of relu, the argument of the others.
 template <typename T>
-T slope(Activation activation, T x) {
-  switch (activation) {
-    case Activation::relu:
-      return x > 0 ? T(1) : T(0);
-    case Activation::gelu: {
-      const T t = std::tanh(T(kRootTwoOverPi) * (x + T(kCubic) * (x * x * x)));
-      const T inner = T(kRootTwoOverPi) * (1 + 3 * T(kCubic) * (x * x));
-      return T(0.5) * (1 + t) + T(0.5) * x * (1 - t * t) * inner;
-    }
-    case Activation::golden_gelu: {
-      const T s = sigmoid(T(kPhi) * x);
-      return s + T(kPhi) * x * (s * (1 - s));
-    }
-    default:
-      return T(1);
-  }
+T pull_back(Activation activation, T saved, T ct) {
+  if (activation == Activation::relu) return saved > 0 ? ct : T(0);
+  if (!std::isfinite(saved)) return T(NAN);
+  // From here on the gates are open or closed for good; x * x * x would overflow further out.
+  const T x = std::clamp(saved, T(-1000), T(1000));
+  const T gate = sigmoid(gate_argument(activation, x));
+  return (gate + x * gate_slope(activation, x) * (gate * (1 - gate))) * ct;
 }
 
 }  // namespace syntonic

@@ -22,7 +22,7 @@ Status golden_gelu_cotangent(Stream, const GoldenGeluCotangent& call) {
     for (int64_t i = 0; i < call.count; ++i) {
       const T x = static_cast<T>(load(call.x, call.dtype, i));
       const T ct = static_cast<T>(load(call.ct, call.y_dtype, i));
-      store(call.dx, call.dtype, i, slope(Activation::golden_gelu, x) * ct);
+      store(call.dx, call.dtype, i, pull_back(Activation::golden_gelu, x, ct));
     }
   });
   return kSuccess;
