@@ -5,17 +5,18 @@ real custom calls, their attributes, partial sums and sharding, on a machine wit
 """
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -27,6 +28,8 @@ COMPILER = os.environ.get("CXX", "g++")
 # multiply-adds: the same bits on every processor.
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
+# MinGW's own libraries lie where Windows does not look for them.
+LINK_FLAGS = ["-shared", *(["-static"] if sys.platform == "win32" else [])]
 
 
 class _Target(ctypes.Structure):
@@ -58,10 +61,11 @@ def build(spare_elements: int = 0) -> Path:
     for path in sorted([*SOURCES, *HEADERS]):
         digest.update(path.read_bytes())
     folder = ROOT / "build" / "double"
-    library = folder / f"{digest.hexdigest()[:16]}{sysconfig.get_config_var('SHLIB_SUFFIX')}"
+    library = (
+        folder / f"{digest.hexdigest()[:16]}{sysconfig.get_config_var('SHLIB_SUFFIX') or '.dll'}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         if not library.exists():
             _compile(flags, library)
     return library
@@ -78,7 +82,7 @@ def _compile(flags: list[str], library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, SOURCES))
         linked = Path(scratch, library.name)
-        subprocess.run([COMPILER, "-shared", *objects, "-o", linked], check=True)
+        subprocess.run([COMPILER, *LINK_FLAGS, *objects, "-o", linked], check=True)
         linked.rename(library)
 
 
