@@ -30,6 +30,7 @@ FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 # MinGW's own libraries lie where Windows does not look for them.
 LINK_FLAGS = ["-shared", *(["-static"] if sys.platform == "win32" else [])]
+SUFFIX = sysconfig.get_config_var("SHLIB_SUFFIX") or ".dll"
 
 
 class _Target(ctypes.Structure):
