@@ -1,0 +1,127 @@
+"""The elementwise kernels and the sum of squares against the float64 oracle and XLA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from syntonic_jax import golden_gelu, phi_residual, residual_component_norm
+
+pytestmark = pytest.mark.gpu
+
+ACTIVATIONS = (None, "relu", "gelu", "golden_gelu")
+SHAPES = ((1,), (7, 33), (3, 4, 1000), (2**18 + 5,))
+EXTREMES = (0.0, -0.0, 1e-40, -1e-40, 1e-3, 30.0, -30.0, 1e4, 1e30, -1e30, np.inf, -np.inf, np.nan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(f, options, operands, ct):
+    y, pull = jax.vjp(functools.partial(f, **dict(options)), *operands)
+    return y, pull(ct.astype(y.dtype))
+
+
+def both(f, operands, ct, **options):
+    """Results and cotangents of the kernel and of XLA."""
+    return [
+        run(f, (*options.items(), ("implementation", implementation)), operands, ct)
+        for implementation in ("cuda", "xla")
+    ]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("mode", oracles.MODES)
+def test_phi_residual(mode, activation, dtype, rng, x64):
+    acc = oracles.accumulation(dtype)
+    for shape in SHAPES:
+        identity, residual, ct = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(3))
+        (y, grads), _ = both(
+            phi_residual, (identity, residual), ct, mode=mode, activation=activation
+        )
+        oracles.assert_close(
+            y, oracles.phi_residual(identity, residual, mode, activation, acc=acc), "y"
+        )
+        exact = oracles.phi_residual_vjp(
+            identity, residual, ct, mode, activation, acc=acc, stored=dtype
+        )
+        for name, grad, estimate in zip(("identity", "residual"), grads, exact):
+            oracles.assert_close(grad, estimate, name)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_golden_gelu(dtype, rng, x64):
+    acc = oracles.accumulation(dtype)
+    for shape in SHAPES:
+        x, ct = (jnp.asarray(rng.normal(0, 3, size=shape), dtype) for _ in range(2))
+        (y, (dx,)), _ = both(golden_gelu, (x,), ct)
+        oracles.assert_close(y, oracles.golden_gelu(x, acc=acc), "y")
+        oracles.assert_close(dx, oracles.golden_gelu_vjp(x, ct, acc=acc), "dx")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_extreme_values_as_in_jnp(dtype, activation):
+    """Infinities and NaN where XLA has them, and finite values to a few units in the last place."""
+    x = jnp.asarray(EXTREMES, dtype)
+    operands = (x, jnp.zeros_like(x))
+    ours, theirs = both(phi_residual, operands, jnp.ones_like(x), activation=activation)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        a, b = oracles.real(a), oracles.real(b)
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        # XLA on a GPU may flush subnormal numbers in between, the kernels keep them.
+        np.testing.assert_allclose(a, b, rtol=8 * oracles.unit(dtype), atol=2.0**-126)
+
+
+def test_subnormal_numbers_are_kept():
+    x = jnp.asarray([1e-40, -3e-42, 1e-45], "float32")
+    y = phi_residual(x, jnp.zeros_like(x), implementation="cuda")
+    np.testing.assert_array_equal(np.asarray(y), np.asarray(x))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target"), [(d, t) for d in oracles.DTYPES for t in oracles.DTYPES]
+)
+def test_every_pair_of_types(dtype, target, rng, x64):
+    identity, residual, ct = (jnp.asarray(rng.normal(size=1003), dtype) for _ in range(3))
+    for activation in ACTIVATIONS:
+        ours, theirs = both(
+            phi_residual, (identity, residual), ct, activation=activation, dtype=target
+        )
+        assert ours[0].dtype == target
+        coarse = max(oracles.unit(dtype), oracles.unit(target))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+            np.testing.assert_allclose(
+                oracles.real(a), oracles.real(b), rtol=4 * coarse, atol=4 * coarse
+            )
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_residual_component_norm(dtype, rng, x64):
+    acc = oracles.accumulation(dtype)
+    for shape in (*SHAPES, (2**22 + 1,)):
+        x = jnp.asarray(rng.normal(size=shape), dtype)
+        (norm, (dx,)), (_, (expected,)) = both(residual_component_norm, (x,), jnp.ones(()))
+        oracles.assert_close(norm, oracles.residual_component_norm(x, acc=acc))
+        np.testing.assert_allclose(
+            oracles.real(dx), oracles.real(expected), rtol=4 * oracles.unit(dtype)
+        )
+    x = jnp.asarray(rng.normal(size=(5, 777)), dtype)
+    batched = jax.vmap(functools.partial(residual_component_norm, implementation="cuda"))(x)
+    for row, norm in zip(x, batched):
+        oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
+
+
+def test_same_bits_every_time(rng):
+    operands = tuple(jnp.asarray(rng.normal(size=2**20 + 3), "bfloat16") for _ in range(2))
+    gelu = (phi_residual, (("activation", "gelu"), ("implementation", "cuda")))
+    norm = (residual_component_norm, (("implementation", "cuda"),))
+    for f, options, arguments in ((*gelu, operands), (*norm, operands[:1])):
+        ct = operands[0] if f is phi_residual else jnp.ones(())
+        first = run(f, options, arguments, ct)
+        for _ in range(20):
+            jax.tree.map(np.testing.assert_array_equal, run(f, options, arguments, ct), first)

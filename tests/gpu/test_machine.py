@@ -1,0 +1,217 @@
+"""What only a real device shows: over 2**31 elements, misaligned pointers, CUDA graphs."""
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import syntonic_jax
+from syntonic_jax import _dispatch, _extension, phi_residual, phi_residual_layernorm
+
+pytestmark = pytest.mark.gpu
+
+
+def test_none_selects_as_documented():
+    """None emits the call for the layer norm and leaves elementwise work to XLA."""
+    x = jnp.ones((4, 64))
+
+    def program(f):
+        return jax.jit(f).lower(x, x).compile().as_text()
+
+    assert _extension.available(), _extension.reason()
+    assert _dispatch.selected("phi_residual_layernorm", "cuda", "9.0") == "cuda"
+    assert "syntonic_phi_residual_layernorm" in program(phi_residual_layernorm)
+    assert "syntonic" not in program(phi_residual)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements():
+    """The last rows and those on either side of 2**31 and 2**32 bytes are what they are alone."""
+    width = 8192
+    rows = 2**31 // width + 37
+    keys = jax.random.split(jax.random.key(0), 4)
+    draw = jax.jit(lambda key: jax.random.normal(key, (rows, width), jnp.bfloat16))
+    scale, bias = jnp.linspace(0.5, 2, width), jnp.linspace(-1, 1, width)
+
+    @jax.jit
+    def forward(identity, residual):
+        return phi_residual_layernorm(
+            identity, residual, scale, bias, return_sum=True, implementation="cuda"
+        )
+
+    @jax.jit
+    def backward(identity, residual, ct):
+        def f(identity, residual, scale, bias):
+            return phi_residual_layernorm(identity, residual, scale, bias, implementation="cuda")
+
+        return jax.vjp(f, identity, residual, scale, bias)[1](ct)
+
+    identity, residual = draw(keys[0]), draw(keys[1])
+    stretches = [slice(s, s + 5) for s in (0, 2**30 // width - 2, 2**31 // width - 2, rows - 5)]
+    y, z = forward(identity, residual)
+    for s in stretches:
+        for whole, alone in zip((y, z), forward(identity[s], residual[s])):
+            np.testing.assert_array_equal(np.asarray(whole[s]), np.asarray(alone))
+    del y, z
+    grads = backward(identity, residual, identity)
+    for s in stretches:
+        for whole, alone in zip(grads[:2], backward(identity[s], residual[s], identity[s])[:2]):
+            np.testing.assert_array_equal(np.asarray(whole[s]), np.asarray(alone))
+    expected = jax.jit(lambda ct: jnp.sum(ct, 0, dtype=jnp.float32))(identity)
+    # Sums of `rows` normal numbers in float32: of size sqrt(rows), with errors to match.
+    np.testing.assert_allclose(grads[3], expected, atol=rows * oracles.unit("float32"))
+    del grads
+    total = phi_residual(identity, residual, activation="relu", implementation="cuda")
+    for s in stretches:
+        alone = phi_residual(identity[s], residual[s], activation="relu", implementation="cuda")
+        np.testing.assert_array_equal(np.asarray(total[s]), np.asarray(alone))
+
+
+@pytest.fixture(scope="module")
+def shifted_targets():
+    """The calls of the build whose kernels get pointers that are off by one element."""
+    module = importlib.import_module("syntonic_jax._kernels_shifted")
+    for name, stages in module.registrations().items():
+        jax.ffi.register_ffi_target(f"{name}_shifted", stages, platform="CUDA")
+
+
+def padded(array):
+    """One more row; the data begin at the second element."""
+    flat = jnp.zeros(((array.shape[0] + 1) * int(np.prod(array.shape[1:]))), array.dtype)
+    flat = flat.at[1 : 1 + array.size].set(array.reshape(-1))
+    return flat.reshape(array.shape[0] + 1, *array.shape[1:])
+
+
+def unpadded(array, shape):
+    return array.reshape(-1)[1 : 1 + int(np.prod(shape))].reshape(shape)
+
+
+def shifted(name, operands, results, **attributes):
+    longer = [jax.ShapeDtypeStruct((shape[0] + 1, *shape[1:]), dtype) for shape, dtype in results]
+    attributes = {
+        k: np.float64(v) if isinstance(v, float) else np.int32(v) for k, v in attributes.items()
+    }
+    call = jax.ffi.ffi_call(f"{name}_shifted", longer)
+    out = jax.jit(lambda *arrays: call(*arrays, **attributes))(*map(padded, operands))
+    return [unpadded(array, shape) for array, (shape, _) in zip(out, results)]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("width", [7, 768, 1000, 8192, 40000, 140000])
+def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
+    rows, acc = 5, oracles.accumulation(dtype)
+    x, r, ct_y, ct_z = (jnp.asarray(rng.normal(size=(rows, width)), dtype) for _ in range(4))
+    scale, bias = (jnp.asarray(rng.normal(size=(1, width)), acc) for _ in range(2))
+    like, vector = ((rows, width), dtype), ((rows,), acc)
+    y, z, mean, rstd = shifted(
+        "syntonic_phi_residual_layernorm",
+        (x, r, scale, bias),
+        (like, like, vector, vector),
+        sum_scale=1.0,
+        residual_scale=oracles.PHI_INV,
+        epsilon=1e-5,
+        scale_factor=1.0,
+        operands=3,
+        results=3,
+    )
+    oracles.assert_close(z, oracles.stored_sum(x, r, "phi", dtype), "z")
+    exact = oracles.layernorm(oracles.exactly(z), scale, bias, acc=acc)
+    oracles.assert_close(y, exact, "y")
+    parameter = ((1, width), acc)
+    *found, _ = shifted(
+        "syntonic_phi_residual_layernorm_cotangent",
+        (z, mean, rstd, scale, ct_y, ct_z),
+        (like, like, parameter, parameter, ((4 * width,), acc)),
+        identity_scale=1.0,
+        residual_scale=oracles.PHI_INV,
+        scale_factor=1.0,
+        operands=3,
+        results=15,
+    )
+    exact = oracles.layernorm_vjp(oracles.exactly(z), ct_y, ct_z, scale, acc=acc)
+    for (name, estimate), actual in zip(exact._asdict().items(), found):
+        oracles.assert_close(actual.reshape(estimate.value.shape), estimate, name)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
+    acc = oracles.accumulation(dtype)
+    x, r = (jnp.asarray(rng.normal(size=(3, 1000)), dtype) for _ in range(2))
+    y, z = shifted(
+        "syntonic_phi_residual",
+        (x, r),
+        ((x.shape, dtype), (x.shape, dtype)),
+        sum_scale=1.0,
+        residual_scale=oracles.PHI_INV,
+        activation=2,
+    )
+    oracles.assert_close(y, oracles.phi_residual(x, r, "phi", "gelu", acc=acc), "y")
+    identity, residual = shifted(
+        "syntonic_phi_residual_cotangent",
+        (z, r),
+        ((x.shape, dtype), (x.shape, dtype)),
+        identity_scale=1.0,
+        residual_scale=oracles.PHI_INV,
+        activation=2,
+        results=3,
+    )
+    exact = oracles.phi_residual_vjp(x, r, r, "phi", "gelu", acc=acc, stored=dtype)
+    oracles.assert_close(identity, exact[0], "identity")
+    oracles.assert_close(residual, exact[1], "residual")
+    (total, _) = shifted("syntonic_sum_of_squares", (x,), (((1,), acc), ((64,), acc)))
+    norm = oracles.residual_component_norm(x, "standard", acc=acc)
+    squared = oracles.Estimate(norm.value**2, 3 * norm.value * norm.slack)
+    oracles.assert_close(total[0], squared, "sum of squares")
+
+
+def test_calls_are_captured_in_cuda_graphs(tmp_path):
+    """XLA records a chain of the calls into a command buffer: its thunk dump says so."""
+    script = """
+        import jax, jax.numpy as jnp
+        from syntonic_jax import phi_residual_layernorm
+        x = jax.random.normal(jax.random.key(0), (64, 1024))
+        def f(x):
+            y = x
+            for _ in range(8):
+                y = phi_residual_layernorm(y, x, x[0], x[1], implementation="cuda")
+            return y.sum()
+        g = jax.jit(jax.grad(f))
+        for _ in range(4):
+            x = x + g(x)
+        jax.block_until_ready(x)
+    """
+    subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(script)],
+        check=True,
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        },
+    )
+    dumps = {path.name: path.read_text(errors="replace") for path in tmp_path.glob("*thunk*")}
+    captured = [
+        text
+        for text in dumps.values()
+        if "kCommandBuffer" in text or "command_buffer" in text.lower()
+    ]
+    assert any(
+        "syntonic_phi_residual_layernorm" in text or "kCustomCall" in text for text in captured
+    ), sorted(dumps)
+
+
+def test_report_names_this_device():
+    report = subprocess.run(
+        [sys.executable, "-P", "-m", "syntonic_jax"], check=True, capture_output=True, text=True
+    ).stdout
+    assert syntonic_jax.__version__ in report
+    assert "phi_residual_layernorm" in report
