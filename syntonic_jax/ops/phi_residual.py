@@ -65,8 +65,9 @@ def phi_residual(
     ('phi').
 
     >>> import jax.numpy as jnp
-    >>> phi_residual(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0])).round(4)
-    Array([1.618 , 2.2361, 2.8541, 3.4721], dtype=float32)
+    >>> import numpy as np
+    >>> np.asarray(phi_residual(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0]))).round(4)
+    array([1.618 , 2.2361, 2.8541, 3.4721], dtype=float32)
     """
     return _checked("phi_residual", identity, residual, mode, activation, dtype, implementation)
 
@@ -82,8 +83,9 @@ def phi_residual_relu(
     """`phi_residual` with ``activation='relu'``: the same arguments, types and errors.
 
     >>> import jax.numpy as jnp
-    >>> phi_residual_relu(jnp.array([1.0, -1.0]), jnp.array([1.0, 1.0])).round(4)
-    Array([1.618, 0.   ], dtype=float32)
+    >>> import numpy as np
+    >>> np.asarray(phi_residual_relu(jnp.array([1.0, -1.0]), jnp.array([1.0, 1.0]))).round(4)
+    array([1.618, 0.   ], dtype=float32)
     """
     return _checked("phi_residual_relu", identity, residual, mode, "relu", dtype, implementation)
 
@@ -99,8 +101,9 @@ def phi_residual_gelu(
     """`phi_residual` with ``activation='gelu'``: the same arguments, types and errors.
 
     >>> import jax.numpy as jnp
-    >>> phi_residual_gelu(jnp.array([0.0, 1.0]), jnp.zeros(2)).round(4)
-    Array([0.    , 0.8412], dtype=float32)
+    >>> import numpy as np
+    >>> np.asarray(phi_residual_gelu(jnp.array([0.0, 1.0]), jnp.zeros(2))).round(4)
+    array([0.    , 0.8412], dtype=float32)
     """
     return _checked("phi_residual_gelu", identity, residual, mode, "gelu", dtype, implementation)
 

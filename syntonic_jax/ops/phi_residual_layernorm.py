@@ -65,8 +65,9 @@ def phi_residual_layernorm(
       ValueError: the shapes do not fit, the width is zero, or another argument is out of range.
 
     >>> import jax.numpy as jnp
-    >>> phi_residual_layernorm(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0])).round(4)
-    Array([-1.3416, -0.4472,  0.4472,  1.3416], dtype=float32)
+    >>> import numpy as np
+    >>> np.asarray(phi_residual_layernorm(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0]))).round(4)
+    array([-1.3416, -0.4472,  0.4472,  1.3416], dtype=float32)
     """
     name = "phi_residual_layernorm"
     mode = check_mode(name, mode)
