@@ -28,14 +28,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cases
-import figures
 import jax
 import jax.numpy as jnp
-from cases import Case
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `python -P`, which leaves it out
+
+import cases
+import figures
+from cases import Case
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("cuda", "src/ffi", "syntonic_jax/ops")
@@ -166,7 +169,7 @@ def sources_sha256() -> str:
     return digest.hexdigest()
 
 
-def description(device: Any) -> dict[str, Any]:
+def description(device: Any, commit: str | None) -> dict[str, Any]:
     names = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "syntonic-jax")
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     versions = {name: installed[name] for name in names if name in installed}
@@ -174,7 +177,7 @@ def description(device: Any) -> dict[str, Any]:
         "device": device.device_kind,
         "driver": said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "versions": {"python": platform.python_version(), **versions},
-        "commit": said_by("git", "rev-parse", "HEAD"),
+        "commit": commit or said_by("git", "rev-parse", "HEAD"),
         "sources_sha256": sources_sha256(),
     }
 
@@ -205,6 +208,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--array-bytes", type=int, default=ARRAY_BYTES, help="of one array")
     parser.add_argument("--seconds", type=float, default=0.03, help="of a series of calls")
     parser.add_argument("--out", type=Path, help="folder instead of benchmarks/results")
+    parser.add_argument("--commit", help="of the sources, where git cannot tell it")
     options = parser.parse_args(argv)
     options.implementations = options.implementations or ["cuda", "xla"]
     return options
@@ -218,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.widths:
         widths = dict.fromkeys(widths, tuple(options.widths))
 
-    results = description(device)
+    results = description(device, options.commit)
     results["copy_tbs"] = {
         dtype: round(copy_bandwidth(dtype, options.array_bytes, options.seconds), 4)
         for dtype in widths

@@ -356,7 +356,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--mode", choices=[m.value for m in PhiResidualMode], default="phi")
     parser.add_argument("--depth", type=int, default=32, help="blocks, at least 2 (default 32)")
-    parser.add_argument("--epochs", type=int, default=40, help="at least 1 (default 40)")
+    parser.add_argument("--epochs", type=int, default=60, help="at least 1 (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--out", type=Path, default=Path("digits.png"), help="the picture")
     parser.add_argument("--require", type=float, help="fail below this test accuracy, in percent")

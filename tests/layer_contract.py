@@ -179,6 +179,9 @@ class LayerNormContract:
         message = "mode must be one of 'phi', .*got 'golden'"
         self.refuses(self.arrays(rng), ValueError, message, mode="golden")
 
+    def test_unknown_implementation_is_refused(self, rng):
+        self.refuses(self.arrays(rng), ValueError, "implementation", implementation="triton")
+
     def test_negative_epsilon_is_refused(self, rng):
         self.refuses(self.arrays(rng), ValueError, "epsilon", epsilon=-1e-6)
 

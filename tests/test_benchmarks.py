@@ -1,8 +1,7 @@
 """The benchmark on arrays too small to mean anything: its whole path, with the test double."""
 
-import importlib
+import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,13 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def run():
-    """benchmarks/run.py as it is when it runs as a script: its siblings are top-level modules."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("run")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    """benchmarks/run.py as a module."""
+    spec = importlib.util.spec_from_file_location("run", BENCHMARKS / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import pytest
 
 def run(code: str):
     """The JSON that a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    # -P: the folder of the sources must not hide the installed package.
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
