@@ -10,13 +10,12 @@ shapes, dtypes, initialisers, default epsilon and result dtype, so checkpoints g
 layers hold parameters and settings; what is computed, and in which precision, is said at
 :func:`syntonic_jax.phi_residual` and :func:`syntonic_jax.phi_residual_layernorm`.
 
-Example:
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
-    >>> import syntonic_jax.nn
-    >>> norm = syntonic_jax.nn.nnx.PhiResidualLayerNorm(3, rngs=nnx.Rngs(0))
-    >>> norm(jnp.zeros((2, 3)), jnp.ones((2, 3))).shape
-    (2, 3)
+>>> import jax.numpy as jnp
+>>> from flax import nnx
+>>> import syntonic_jax.nn
+>>> norm = syntonic_jax.nn.nnx.PhiResidualLayerNorm(3, rngs=nnx.Rngs(0))
+>>> norm(jnp.zeros((2, 3)), jnp.ones((2, 3))).shape
+(2, 3)
 """
 
 import importlib

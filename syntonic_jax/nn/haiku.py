@@ -20,27 +20,26 @@ class PhiResidual(hk.Module):
     """Adds a block to its own input: ``phi_residual(x, module(x), mode)``.
 
     Args:
-        module: any callable that takes ``x`` first and returns an array of its shape: a Haiku
-            module or a function.
-        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
-        activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
-        name: the module's name.
-        dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
-        implementation: see :func:`syntonic_jax.phi_residual`.
+      module: any callable that takes ``x`` first and returns an array of its shape: a Haiku
+        module or a function.
+      mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+      activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
+      name: the module's name.
+      dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
+      implementation: see :func:`syntonic_jax.phi_residual`.
 
     Raises:
-        ValueError: unknown mode (when built); unknown activation or implementation, or a block
-            that changes the shape (when called).
-        TypeError: data that are not real floating point.
+      ValueError: unknown mode (when built); unknown activation or implementation, or a block
+        that changes the shape (when called).
+      TypeError: data that are not real floating point.
 
-    Example:
-        >>> import haiku as hk
-        >>> import jax, jax.numpy as jnp
-        >>> from syntonic_jax.nn.haiku import PhiResidual
-        >>> block = hk.transform(lambda x: PhiResidual(hk.Linear(4), "phi_symmetric")(x))
-        >>> parameters = block.init(jax.random.key(0), jnp.ones((2, 4)))
-        >>> block.apply(parameters, None, jnp.ones((2, 4))).shape
-        (2, 4)
+    >>> import haiku as hk
+    >>> import jax, jax.numpy as jnp
+    >>> from syntonic_jax.nn.haiku import PhiResidual
+    >>> block = hk.transform(lambda x: PhiResidual(hk.Linear(4), "phi_symmetric")(x))
+    >>> parameters = block.init(jax.random.key(0), jnp.ones((2, 4)))
+    >>> block.apply(parameters, None, jnp.ones((2, 4))).shape
+    (2, 4)
     """
 
     def __init__(
@@ -81,37 +80,36 @@ class PhiResidualLayerNorm(hk.Module):
     computed in the accumulation type (float32 for bfloat16 arrays) and y is rounded once.
 
     Args:
-        axis: -1, as the statistics run over the last axis; anything else is refused.
-        create_scale: whether there is a ``scale``.
-        create_offset: whether there is an ``offset``.
-        eps: added to the variance.
-        scale_init: initialiser of ``scale`` (default: ones).
-        offset_init: initialiser of ``offset`` (default: zeros).
-        use_fast_variance: must be false: the variance is never E[x²] - E[x]².
-        name: the module's name.
-        param_axis: -1 or None.
-        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
-        target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
-        return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
-            block adds to, in the promoted dtype of the two arrays.
-        implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
+      axis: -1, as the statistics run over the last axis; anything else is refused.
+      create_scale: whether there is a ``scale``.
+      create_offset: whether there is an ``offset``.
+      eps: added to the variance.
+      scale_init: initialiser of ``scale`` (default: ones).
+      offset_init: initialiser of ``offset`` (default: zeros).
+      use_fast_variance: must be false: the variance is never E[x²] - E[x]².
+      name: the module's name.
+      param_axis: -1 or None.
+      mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+      target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
+      return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
+        block adds to, in the promoted dtype of the two arrays.
+      implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
 
     Raises:
-        ValueError: unknown mode, another axis, ``use_fast_variance``, an initialiser for a
-            parameter that is not created (when built); unequal shapes, a wrong parameter shape, a
-            negative eps, a bad target variance, a parameter both created and passed (when called).
-        TypeError: data that are not real floating point.
+      ValueError: unknown mode, another axis, ``use_fast_variance``, an initialiser for a
+        parameter that is not created (when built); unequal shapes, a wrong parameter shape, a
+        negative eps, a bad target variance, a parameter both created and passed (when called).
+      TypeError: data that are not real floating point.
 
-    Example:
-        >>> import haiku as hk
-        >>> import jax, jax.numpy as jnp
-        >>> import numpy as np
-        >>> from syntonic_jax.nn.haiku import PhiResidualLayerNorm
-        >>> norm = hk.transform(lambda *xs: PhiResidualLayerNorm(-1, True, True)(*xs))
-        >>> arrays = jnp.zeros((1, 4)), jnp.arange(4.0).reshape(1, 4)
-        >>> parameters = norm.init(jax.random.key(0), *arrays)
-        >>> print(np.asarray(norm.apply(parameters, None, *arrays)).round(3))
-        [[-1.342 -0.447  0.447  1.342]]
+    >>> import haiku as hk
+    >>> import jax, jax.numpy as jnp
+    >>> import numpy as np
+    >>> from syntonic_jax.nn.haiku import PhiResidualLayerNorm
+    >>> norm = hk.transform(lambda *xs: PhiResidualLayerNorm(-1, True, True)(*xs))
+    >>> arrays = jnp.zeros((1, 4)), jnp.arange(4.0).reshape(1, 4)
+    >>> parameters = norm.init(jax.random.key(0), *arrays)
+    >>> print(np.asarray(norm.apply(parameters, None, *arrays)).round(3))
+    [[-1.342 -0.447  0.447  1.342]]
     """
 
     def __init__(

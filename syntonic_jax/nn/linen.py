@@ -21,25 +21,24 @@ class PhiResidual(nn.Module):
     """Adds a block to its own input: ``phi_residual(x, module(x), mode)``.
 
     Attributes:
-        module: any callable that takes ``x`` first and returns an array of its shape: a Linen
-            module, whose variables then stand under ``module``, or a function.
-        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
-        activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
-        dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
-        implementation: see :func:`syntonic_jax.phi_residual`.
+      module: any callable that takes ``x`` first and returns an array of its shape: a Linen
+        module, whose variables then stand under ``module``, or a function.
+      mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+      activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
+      dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
+      implementation: see :func:`syntonic_jax.phi_residual`.
 
     Raises (when called):
-        ValueError: unknown mode, activation or implementation; a block that changes the shape.
-        TypeError: data that are not real floating point.
+      ValueError: unknown mode, activation or implementation; a block that changes the shape.
+      TypeError: data that are not real floating point.
 
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax import linen as nn
-        >>> from syntonic_jax.nn.linen import PhiResidual
-        >>> block = PhiResidual(nn.Dense(4), "phi_symmetric")
-        >>> y, variables = block.init_with_output(jax.random.key(0), jnp.ones((2, 4)))
-        >>> y.shape, sorted(variables["params"]["module"])
-        ((2, 4), ['bias', 'kernel'])
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> from syntonic_jax.nn.linen import PhiResidual
+    >>> block = PhiResidual(nn.Dense(4), "phi_symmetric")
+    >>> y, variables = block.init_with_output(jax.random.key(0), jnp.ones((2, 4)))
+    >>> y.shape, sorted(variables["params"]["module"])
+    ((2, 4), ['bias', 'kernel'])
     """
 
     module: Callable[..., jax.Array]
@@ -71,34 +70,33 @@ class PhiResidualLayerNorm(nn.Module):
     accumulation type.
 
     Attributes:
-        epsilon: added to the variance.
-        dtype: the dtype of y (default: the promoted dtype of the two arrays and the parameters,
-            so that bfloat16 arrays with float32 parameters give float32).
-        param_dtype: the dtype of the parameters.
-        use_bias: whether there is a ``bias``.
-        use_scale: whether there is a ``scale``.
-        bias_init: initialiser of ``bias``.
-        scale_init: initialiser of ``scale``.
-        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
-        target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
-        return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
-            block adds to, in the promoted dtype of the two arrays.
-        implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
+      epsilon: added to the variance.
+      dtype: the dtype of y (default: the promoted dtype of the two arrays and the parameters,
+        so that bfloat16 arrays with float32 parameters give float32).
+      param_dtype: the dtype of the parameters.
+      use_bias: whether there is a ``bias``.
+      use_scale: whether there is a ``scale``.
+      bias_init: initialiser of ``bias``.
+      scale_init: initialiser of ``scale``.
+      mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+      target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
+      return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
+        block adds to, in the promoted dtype of the two arrays.
+      implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
 
     Raises (when called):
-        ValueError: unknown mode, unequal shapes, no last axis, a negative epsilon, a bad target
-            variance; ``flax.errors.ScopeParamShapeError`` for parameters of another width.
-        TypeError: data that are not real floating point.
+      ValueError: unknown mode, unequal shapes, no last axis, a negative epsilon, a bad target
+        variance; ``flax.errors.ScopeParamShapeError`` for parameters of another width.
+      TypeError: data that are not real floating point.
 
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import numpy as np
-        >>> from syntonic_jax.nn.linen import PhiResidualLayerNorm
-        >>> norm = PhiResidualLayerNorm(return_sum=True)
-        >>> x = jnp.arange(4.0).reshape(1, 4)
-        >>> (y, z), variables = norm.init_with_output(jax.random.key(0), jnp.zeros((1, 4)), x)
-        >>> print(np.asarray(z).round(3), np.asarray(y).round(3))
-        [[0.    0.618 1.236 1.854]] [[-1.342 -0.447  0.447  1.342]]
+    >>> import jax, jax.numpy as jnp
+    >>> import numpy as np
+    >>> from syntonic_jax.nn.linen import PhiResidualLayerNorm
+    >>> norm = PhiResidualLayerNorm(return_sum=True)
+    >>> x = jnp.arange(4.0).reshape(1, 4)
+    >>> (y, z), variables = norm.init_with_output(jax.random.key(0), jnp.zeros((1, 4)), x)
+    >>> print(np.asarray(z).round(3), np.asarray(y).round(3))
+    [[0.    0.618 1.236 1.854]] [[-1.342 -0.447  0.447  1.342]]
     """
 
     epsilon: float = 1e-6

@@ -23,25 +23,24 @@ class PhiResidual(nnx.Module):
     """Adds a block to its own input: ``phi_residual(x, module(x), mode)``.
 
     Args:
-        module: any callable that takes ``x`` first and returns an array of its shape: an
-            ``nnx.Module``, whose state then is this layer's state under ``module``, or a function.
-        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
-        activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
-        dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
-        implementation: see :func:`syntonic_jax.phi_residual`.
+      module: any callable that takes ``x`` first and returns an array of its shape: an
+        ``nnx.Module``, whose state then is this layer's state under ``module``, or a function.
+      mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+      activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
+      dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
+      implementation: see :func:`syntonic_jax.phi_residual`.
 
     Raises:
-        ValueError: unknown mode (when built); unknown activation or implementation, or a block
-            that changes the shape (when called).
-        TypeError: data that are not real floating point.
+      ValueError: unknown mode (when built); unknown activation or implementation, or a block
+        that changes the shape (when called).
+      TypeError: data that are not real floating point.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from syntonic_jax.nn.nnx import PhiResidual
-        >>> block = PhiResidual(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), "phi_symmetric")
-        >>> block(jnp.ones((2, 4))).shape
-        (2, 4)
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import PhiResidual
+    >>> block = PhiResidual(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), "phi_symmetric")
+    >>> block(jnp.ones((2, 4))).shape
+    (2, 4)
     """
 
     def __init__(
@@ -81,38 +80,37 @@ class PhiResidualLayerNorm(nnx.Module):
     always those of the last axis, of every entry, in two passes and in the accumulation type.
 
     Args:
-        num_features: the size of the last axis.
-        epsilon: added to the variance.
-        dtype: the dtype of y (default: the promoted dtype of the two arrays and the parameters,
-            so that bfloat16 arrays with float32 parameters give float32).
-        param_dtype: the dtype of the parameters.
-        use_bias: whether there is a ``bias``.
-        use_scale: whether there is a ``scale``.
-        bias_init: initialiser of ``bias``.
-        scale_init: initialiser of ``scale``.
-        rngs: where the initialisers' keys come from.
-        bias_metadata: metadata of the ``bias`` variable, such as its sharding.
-        scale_metadata: metadata of the ``scale`` variable.
-        mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
-        target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
-        return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
-            block adds to, in the promoted dtype of the two arrays.
-        implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
+      num_features: the size of the last axis.
+      epsilon: added to the variance.
+      dtype: the dtype of y (default: the promoted dtype of the two arrays and the parameters,
+        so that bfloat16 arrays with float32 parameters give float32).
+      param_dtype: the dtype of the parameters.
+      use_bias: whether there is a ``bias``.
+      use_scale: whether there is a ``scale``.
+      bias_init: initialiser of ``bias``.
+      scale_init: initialiser of ``scale``.
+      rngs: where the initialisers' keys come from.
+      bias_metadata: metadata of the ``bias`` variable, such as its sharding.
+      scale_metadata: metadata of the ``scale`` variable.
+      mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
+      target_variance: see :func:`syntonic_jax.phi_residual_layernorm`.
+      return_sum: whether the call returns ``(y, z)``, z being the residual sum that the next
+        block adds to, in the promoted dtype of the two arrays.
+      implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
 
     Raises:
-        ValueError: unknown mode (when built); unequal shapes, a last axis other than
-            ``num_features``, a negative epsilon, a bad target variance (when called).
-        TypeError: data that are not real floating point.
+      ValueError: unknown mode (when built); unequal shapes, a last axis other than
+        ``num_features``, a negative epsilon, a bad target variance (when called).
+      TypeError: data that are not real floating point.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import numpy as np
-        >>> from flax import nnx
-        >>> from syntonic_jax.nn.nnx import PhiResidualLayerNorm
-        >>> norm = PhiResidualLayerNorm(4, return_sum=True, rngs=nnx.Rngs(0))
-        >>> y, z = norm(jnp.zeros((1, 4)), jnp.arange(4.0).reshape(1, 4))
-        >>> print(np.asarray(z).round(3), np.asarray(y).round(3))
-        [[0.    0.618 1.236 1.854]] [[-1.342 -0.447  0.447  1.342]]
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import PhiResidualLayerNorm
+    >>> norm = PhiResidualLayerNorm(4, return_sum=True, rngs=nnx.Rngs(0))
+    >>> y, z = norm(jnp.zeros((1, 4)), jnp.arange(4.0).reshape(1, 4))
+    >>> print(np.asarray(z).round(3), np.asarray(y).round(3))
+    [[0.    0.618 1.236 1.854]] [[-1.342 -0.447  0.447  1.342]]
     """
 
     def __init__(
