@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from typing import Any
 
 import jax
 
@@ -40,7 +41,7 @@ def devices() -> list[dict]:
     return [describe(device) for device in jax.devices()]
 
 
-def describe(device: jax.Device) -> dict:
+def describe(device: Any) -> dict:
     """One device: compute capability is None where there is no such thing."""
     capability = getattr(device, "compute_capability", None)
     return {

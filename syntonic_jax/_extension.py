@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from importlib import resources
+from pathlib import Path
 
 # Before the extension: jaxlib must be the first to bring its own C++ symbols into the process.
 import jax
@@ -20,7 +20,7 @@ def _load():
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        note = resources.files(__package__) / _NO_KERNELS
+        note = Path(__file__).with_name(_NO_KERNELS)
         if note.is_file():
             return None, note.read_text(encoding="utf-8").strip()
         return None, (
