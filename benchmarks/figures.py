@@ -180,7 +180,7 @@ def draw_elementwise(axes, results: dict[str, Any]) -> None:
         ours = r["implementation"] == "cuda"
         at, colour = place + (-0.2 if ours else 0.2), COLOURS[r["implementation"]]
         bar = axes.barh(at, r["share"], height=0.36, color=colour)
-        axes.bar_label(bar, [f"{r['share']:.2f}"], padding=4, fontsize=9)
+        axes.bar_label(bar, [f"{r['share']:.2f}"], padding=-30, fontsize=9, color="white")
     axes.axvline(1, color="#999999", linewidth=1, linestyle=(0, (5, 3)))
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
