@@ -88,7 +88,7 @@ Status fold(Stream stream, const A* sums, int64_t partials, int64_t members, int
             const FoldTargets<A>& target) {
   const int64_t columns = width * ((target.first != nullptr) + (target.second != nullptr));
   const int64_t blocks = partials * ceil_div(columns, kFoldColumns);
-  return launch(stream, blocks, kFoldColumns * kFoldLanes, 1, fold_columns<A>, sums, members, width,
+  return launch(stream, {blocks, kFoldColumns * kFoldLanes}, fold_columns<A>, sums, members, width,
                 columns, target);
 }
 

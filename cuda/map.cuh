@@ -44,7 +44,7 @@ template <class M>
 Status launch_map(Stream stream, const M& map, int64_t count, bool aligned) {
   if (count == 0) return kSuccess;
   constexpr int kTile = kVector<typename M::T> * kMapPacks * kMapThreads;
-  return launch(stream, ceil_div(count, kTile), kMapThreads, 1, map_kernel<M>, map, count, aligned);
+  return launch(stream, {ceil_div(count, kTile), kMapThreads}, map_kernel<M>, map, count, aligned);
 }
 
 }  // namespace syntonic

@@ -65,7 +65,7 @@ __device__ RowPack<T> residual_sum(const Arguments<T>& a, const RowPack<T>& iden
 
 template <class T>
 __device__ Acc<T> reciprocal_deviation(const Arguments<T>& a, const Moments<Acc<T>>& moments) {
-  return Acc<T>(1) / sqrt(moments.m2 / moments.count + a.epsilon);
+  return Acc<T>(1) / sqrt(moments.variance() + a.epsilon);
 }
 
 template <class T>
@@ -82,6 +82,8 @@ __device__ int64_t parameter_row(const Arguments<T>& a, int64_t row) {
   return a.group_rows == 0 || row >= a.rows ? 0 : row / a.group_rows * a.width;
 }
 
+// Scale and bias are loaded one after the other, and no sooner than they are needed: registers are
+// what keeps more rows from being on their way.
 template <class T>
 __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t parameters,
                                  const Span& at, bool vector, const RowPack<T>& z, Acc<T> mean,
@@ -109,7 +111,8 @@ __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t p
 
 // Rows that fit: K packs a thread.
 template <class T, int K, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads) normalise(const Arguments<T> a) {
+__global__ void __launch_bounds__(kMaxThreads, sizeof(T) < 8 ? 2 : 1)
+    normalise(const Arguments<T> a) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Moments<A>> shared;
@@ -130,17 +133,24 @@ __global__ void __launch_bounds__(kMaxThreads) normalise(const Arguments<T> a) {
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     z[k] = residual_sum(a, z[k], residual[k]);
-    if (a.z) store(a.z + start, at(k), kAligned, z[k]);
     unpack(z[k], x[k]);
   }
   const auto valid = [&](int k, int e) { return at(k).holds(kAligned ? 0 : e); };
-  const Moments<A> moments = reduce(moments_of(x, valid));
+  const auto store_sum = [&]() {
+#pragma unroll
+    for (int k = 0; k < K; ++k) store(a.z + start, at(k), kAligned, z[k]);
+  };
+  // The sooner the better, but the barrier of a cluster waits for all stores before it.
+  if (a.z && team.blocks == 1) store_sum();
+  reduce.post(moments_of(x, valid));
+  if (a.z && team.blocks > 1) store_sum();
+  const Moments<A> moments = reduce.collect();
   const A rstd = reciprocal_deviation(a, moments);
-  store_statistics(a, team, row, moments.mean, rstd);
+  store_statistics(a, team, row, moments.mean(), rstd);
   const int64_t parameters = parameter_row(a, row);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean, rstd);
+    store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean(), rstd);
   }
 }
 
@@ -175,23 +185,22 @@ __global__ void __launch_bounds__(kMaxThreads)
     const auto valid = [&](int, int e) { return at.holds(e); };
     moments = Moments<A>::merge(moments, moments_of(x, valid));
   }
-  moments = reduce(moments);
+  moments = reduce.all(moments);
   const A rstd = reciprocal_deviation(a, moments);
-  store_statistics(a, team, row, moments.mean, rstd);
+  store_statistics(a, team, row, moments.mean(), rstd);
   const int64_t parameters = parameter_row(a, row);
 #pragma unroll 2
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
     const Span at = span_at(offset);
     const RowPack<T> z = sum_at(offset, at);
     if (a.z) store(a.z + start + offset, at, aligned, z);
-    store_normalised(a, start + offset, parameters + offset, at, aligned, z, moments.mean, rstd);
+    store_normalised(a, start + offset, parameters + offset, at, aligned, z, moments.mean(), rstd);
   }
 }
 
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
   return !aligned          ? normalise<T, kForwardTuning.unaligned_packs, false>
-         : plan.packs == 1 ? normalise<T, 1, true>
          : plan.packs == 2 ? normalise<T, 2, true>
                            : normalise<T, 4, true>;
 }
@@ -208,10 +217,9 @@ Status run(Stream stream, const PhiResidualLayernorm& call, const RowPlan& plan)
   const bool aligned = vector_access<T>(call);
   const int cluster = cluster_size(plan);
   const int64_t blocks = ceil_div(call.rows.total(), teams_per_block(plan)) * cluster;
-  if (plan.packs == 0) {
-    return launch(stream, blocks, plan.threads, cluster, normalise_stream<T>, arguments, aligned);
-  }
-  return launch(stream, blocks, plan.threads, cluster, kernel_for<T>(plan, aligned), arguments);
+  const Grid grid = {blocks, plan.threads, cluster};
+  if (plan.packs == 0) return launch(stream, grid, normalise_stream<T>, arguments, aligned);
+  return launch(stream, grid, kernel_for<T>(plan, aligned), arguments);
 }
 
 }  // namespace
@@ -220,16 +228,16 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
   if (call.rows.elements() == 0) return kSuccess;
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return run<T>(stream, call,
-                  plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
-                            has_clusters(normalise<T, 4, true>), kForwardTuning));
+    const RowPlan plan = plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
+                                   normalise<T, 4, true>, kForwardTuning);
+    return run<T>(stream, call, plan);
   });
 }
 
 Status load_phi_residual_layernorm(DType dtype) {
   const Status status = with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    return load_kernels(normalise<T, 1, true>, normalise<T, 2, true>, normalise<T, 4, true>,
+    return load_kernels(normalise<T, 2, true>, normalise<T, 4, true>,
                         normalise<T, kForwardTuning.unaligned_packs, false>, normalise_stream<T>);
   });
   return status == kSuccess ? load_phi_residual_layernorm_cotangent(dtype) : status;

@@ -11,10 +11,12 @@ namespace syntonic {
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ inline double quotient(double a, double b) { return a / b; }
 
-// ---- monoids: an identity, which fills tails and idle lanes, and an associative merge ----
+// ---- monoids: an identity, which fills tails and idle lanes, and an associative merge, which may
+// commute to the last bit ----
 
 template <class A>
 struct SumPair {
+  static constexpr bool kCommutes = true;
   A first = 0;
   A second = 0;
 
@@ -24,19 +26,27 @@ struct SumPair {
 };
 
 // Number, mean and sum of squared deviations from the mean; merged after Chan, Golub and LeVeque
-// (1983). Never E[x^2] - E[x]^2, which cancels where the mean is large beside the deviation.
+// (1983). Never E[x^2] - E[x]^2, which cancels where the mean is large beside the deviation. For
+// the same reason the mean is held as the unevaluated sum pivot + offset: the rounding of a mean
+// near 10^4 would show in the deviations of merged means.
 template <class A>
 struct Moments {
+  static constexpr bool kCommutes = false;
   A count = 0;
-  A mean = 0;
+  A pivot = 0;
+  A offset = 0;
   A m2 = 0;
 
+  __device__ A mean() const { return pivot + offset; }
+  __device__ A variance() const { return m2 / count; }
+
   __device__ static Moments merge(const Moments& a, const Moments& b) {
+    if (a.count == A(0)) return b;
     const A count = a.count + b.count;
-    if (count == A(0)) return a;
     const A share = quotient(b.count, count);
-    const A delta = b.mean - a.mean;
-    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
+    const A delta = (b.pivot - a.pivot) + (b.offset - a.offset);
+    return {count, a.pivot, a.offset + delta * share,
+            a.m2 + b.m2 + delta * delta * (a.count * share)};
   }
 };
 
@@ -66,7 +76,7 @@ __device__ Moments<A> moments_of(const A (&x)[K][N], Valid valid) {
     }
   }
   const A correction = quotient(error, A(count));
-  return {static_cast<A>(count), mean + correction, m2 - correction * error};
+  return {static_cast<A>(count), mean, correction, m2 - correction * error};
 }
 
 // ---- thread-block clusters, from compute capability 9.0 on ----
@@ -93,6 +103,18 @@ __device__ inline int cluster_rank() {
   return static_cast<int>(rank);
 }
 
+// A barrier of the block, or of its cluster, in two halves. A block launched without a cluster is
+// one of its own. Before compute capability 9.0 all the waiting is done in the second half.
+__device__ inline void split_arrive() { cluster_arrive(); }
+
+__device__ inline void split_wait() {
+#if __CUDA_ARCH__ >= 900
+  cluster_wait();
+#else
+  __syncthreads();
+#endif
+}
+
 // The address of the same shared variable in another block of the cluster.
 template <class P>
 __device__ P* in_block(P* shared, int block) {
@@ -108,7 +130,8 @@ __device__ P* in_block(P* shared, int block) {
 // ---- teams ----
 
 constexpr int kWarp = 32;
-constexpr int kMaxWarps = 32;
+constexpr int kMaxThreads = 512;  // in a block of any kernel that reduces
+constexpr int kMaxWarps = kMaxThreads / kWarp;
 
 // This thread's place. A team has a power of two of at most 32 threads, or a multiple of 32 that
 // divides the block, or all the threads of a cluster; its size is known at run time only.
@@ -135,20 +158,26 @@ struct Team {
   }
 };
 
-// Combines the values of groups of `lanes` neighbouring lanes; every lane gets the same bits,
-// because both partners merge in the same order.
+// Combines the values of groups of `lanes` neighbouring lanes, a power of two; every lane gets the
+// same bits, because both partners merge in the same order.
 template <class M>
 __device__ M across_lanes(M value, int lanes) {
   constexpr int kWords = sizeof(M) / 4;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int step = 1; step < lanes; step *= 2) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    if (step >= lanes) break;
     M other;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       reinterpret_cast<uint32_t*>(&other)[i] =
           __shfl_xor_sync(0xffffffffu, reinterpret_cast<const uint32_t*>(&value)[i], step);
     }
-    value = lane & step ? M::merge(other, value) : M::merge(value, other);
+    if constexpr (M::kCommutes) {
+      value = M::merge(value, other);
+    } else {
+      value = lane & step ? M::merge(other, value) : M::merge(value, other);
+    }
   }
   return value;
 }
@@ -164,6 +193,9 @@ struct Exchange {
   Entry entry[2][kMaxCluster][kMaxWarps];
 };
 
+// A reduction in two halves: between `post` and `collect` a thread may do other work while slower
+// warps, or other blocks of the cluster, catch up. All threads of the block (of the cluster) must
+// call each of them together.
 template <class M>
 class Reducer {
  public:
@@ -177,32 +209,41 @@ class Reducer {
     if (team_.blocks > 1 && !met_) cluster_wait();
   }
 
-  // All threads of the block (of the cluster) must call this together.
-  __device__ M operator()(M value) {
-    if (team_.size <= kWarp) return across_lanes(value, team_.size);
-    value = across_lanes(value, kWarp);
+  __device__ void post(const M& value) {
+    own_ = across_lanes(value, team_.size);
+    if (team_.size <= kWarp) return;
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     if (team_.blocks > 1) {
       if (!met_) cluster_wait(), met_ = true;
       if (lane < team_.blocks) {
-        put(*in_block(&shared_.entry[half_][cluster_rank()][warp], lane), value);
+        put(*in_block(&shared_.entry[half_][cluster_rank()][warp], lane), own_);
       }
-      cluster_arrive();
-      cluster_wait();
-    } else {
-      if (lane == 0) put(shared_.entry[half_][0][warp], value);
-      __syncthreads();
+    } else if (lane == 0) {
+      put(shared_.entry[half_][0][warp], own_);
     }
+    split_arrive();
+  }
+
+  __device__ M collect() {
+    if (team_.size <= kWarp) return own_;
+    split_wait();
     const int warps = team_.size / kWarp / team_.blocks;
+    const int slot = static_cast<int>(threadIdx.x) % kMaxWarps;  // both half-warps do the same
     M merged = {};
     for (int block = 0; block < team_.blocks; ++block) {
-      if (lane < warps) {
-        merged = M::merge(merged, get(shared_.entry[half_][block][team_.index * warps + lane]));
+      if (slot < warps) {
+        merged = M::merge(merged, get(shared_.entry[half_][block][team_.index * warps + slot]));
       }
     }
     half_ ^= 1;
-    return across_lanes(merged, kWarp);
+    return across_lanes(merged, kMaxWarps);
+  }
+
+  // Both at once.
+  __device__ M all(const M& value) {
+    post(value);
+    return collect();
   }
 
  private:
@@ -226,6 +267,7 @@ class Reducer {
 
   Exchange<M>& shared_;
   const Team& team_;
+  M own_ = {};
   int half_ = 0;
   bool met_ = false;
 };

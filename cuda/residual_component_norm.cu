@@ -8,6 +8,7 @@ constexpr int kPacks = 4;  // a thread and turn
 
 template <class A>
 struct Sum {
+  static constexpr bool kCommutes = true;
   A value = 0;
 
   __device__ static Sum merge(const Sum& a, const Sum& b) { return {a.value + b.value}; }
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 #pragma unroll
   for (int e = 1; e < N; ++e) sum[0] += sum[e];
-  const Sum<A> total = reduce(Sum<A>{sum[0]});
+  const Sum<A> total = reduce.all(Sum<A>{sum[0]});
   if (team.rank == 0) sums[blockIdx.x] = total.value;
 }
 
@@ -59,14 +60,14 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
     A* sums = static_cast<A*>(call.sums);
     const int64_t tiles = ceil_div(call.count, kVector<T> * kPacks * kMaxThreads);
     const Workers workers =
-        plan_workers(call.partials, tiles, 1, resident_blocks(kMaxThreads, 1, square_sums<T>), 1,
+        plan_workers(call.partials, tiles, 1, resident_blocks({0, kMaxThreads}, square_sums<T>), 1,
                      call.scratch_size);
     // Every partial of an aligned array starts aligned only if partials are whole packs.
     const bool aligned =
         all_aligned(call.x) && (call.partials == 1 || call.count % kVector<T> == 0);
     A* target = workers.members == 1 ? sums : static_cast<A*>(call.scratch);
     const Status status =
-        launch(stream, workers.partials * workers.members, kMaxThreads, 1, square_sums<T>,
+        launch(stream, {workers.partials * workers.members, kMaxThreads}, square_sums<T>,
                static_cast<const T*>(call.x), target, workers, call.count, aligned);
     if (status != kSuccess || workers.members == 1) return status;
     return fold(stream, target, workers.partials, workers.members, 1,

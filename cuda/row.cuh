@@ -16,22 +16,24 @@ struct RowPlan {
   int team;     // threads that share a row; more than `threads`: a cluster of team / threads blocks
 };
 
-// Every tuning number of the row kernels: found by measurement on an H100.
-constexpr int kMaxThreads = 512;     // in a block of any row kernel
-constexpr int kNarrowThreads = 256;  // in a block that holds several teams
-
 struct RowTuning {
   struct Step {
     int64_t upto;  // packs in a row
     int packs;     // a thread
   };
-  Step step[3];  // for vector access; the last one holds for all wider rows
+  Step step[5];  // for vector access; the last one holds for all wider rows
   int unaligned_packs;
 };
 
-constexpr RowTuning kForwardTuning = {{{256, 1}, {1024, 2}, {0, 4}}, 2};
-constexpr RowTuning kCotangentTuning = {{{256, 1}, {0, 2}, {0, 2}}, 1};
-
+// Every tuning number of the row kernels: found by measurement on an H100.
+constexpr RowTuning kForwardTuning = {{{32, 2}, {128, 4}, {512, 2}, {0, 4}}, 2};
+constexpr RowTuning kCotangentTuning = {{{512, 2}, {768, 3}, {1024, 2}, {1536, 3}, {0, 2}}, 2};
+// A block of teams that are smaller than this holds two of them or kNarrowThreads, whichever is
+// more.
+constexpr int kPairedTeam = 256;
+constexpr int kNarrowThreads = 128;
+// Rows on their way to a team at any time.
+constexpr int kRingStages = 3;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -51,8 +53,9 @@ bool has_clusters(K* kernel) {
   return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
-inline RowPlan plan_rows(int64_t width, int vector, bool aligned, bool clusters,
-                         const RowTuning& tuning) {
+// `kernel` stands for all kernels of the operation when it is asked for clusters.
+template <class K>
+RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowTuning& tuning) {
   const int64_t packs = ceil_div(width, vector);
   const RowTuning::Step* step = tuning.step;
   while (step->upto != 0 && packs > step->upto) ++step;
@@ -65,9 +68,9 @@ inline RowPlan plan_rows(int64_t width, int vector, bool aligned, bool clusters,
   }
   if (threads <= kMaxThreads) {
     const int team = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
-    return {held, std::max(1, kNarrowThreads / team) * team, team};
+    return {held, team < kPairedTeam ? 2 * team : team, team};
   }
-  if (!clusters) return {0, kMaxThreads, kMaxThreads};
+  if (!has_clusters(kernel)) return {0, kMaxThreads, kMaxThreads};
   if (threads > kMaxThreads * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
   int blocks = 2;
   while (threads > blocks * kMaxThreads) blocks *= 2;
@@ -79,19 +82,31 @@ inline RowPlan plan_rows(int64_t width, int vector, bool aligned, bool clusters,
 inline int cluster_size(const RowPlan& plan) { return std::max(1, plan.team / plan.threads); }
 inline int teams_per_block(const RowPlan& plan) { return std::max(1, plan.threads / plan.team); }
 
-template <class... P, class... Q>
-Status launch(Stream stream, int64_t blocks, int threads, int cluster, void (*kernel)(P...),
-              Q&&... arguments) {
-  if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
-  cudaLaunchAttribute attribute = {};
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int cluster = 1;
+  size_t shared = 0;  // bytes of dynamic shared memory
+};
+
+inline cudaLaunchConfig_t launch_config(const Grid& grid, cudaLaunchAttribute& attribute) {
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = grid.shared;
   config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  return config;
+}
+
+template <class... P, class... Q>
+Status launch(Stream stream, const Grid& grid, void (*kernel)(P...), Q&&... arguments) {
+  if (grid.blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
+  cudaLaunchAttribute attribute = {};
+  cudaLaunchConfig_t config = launch_config(grid, attribute);
+  config.stream = stream;
   const Status status = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
   return status == cudaSuccess ? cudaGetLastError() : status;
 }
@@ -106,25 +121,21 @@ Status load_kernels(K*... kernels) {
 }
 
 // How many blocks of a kernel the whole device runs at once: the grid of a persistent kernel.
-template <class... P>
-int resident_blocks(int threads, int cluster, void (*kernel)(P...)) {
+template <class K>
+int64_t resident_blocks(const Grid& grid, K* kernel) {
   int count = 0;
-  if (cluster > 1) {
+  if (grid.cluster > 1) {
     cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(cluster));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    Grid one = grid;
+    one.blocks = grid.cluster;
+    const cudaLaunchConfig_t config = launch_config(one, attribute);
     cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-    count *= cluster;
+    count *= grid.cluster;
   } else {
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, 0);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, grid.threads, grid.shared);
     count *= device_attribute(cudaDevAttrMultiProcessorCount);
   }
-  return std::max(count, cluster);
+  return std::max(count, grid.cluster);
 }
 
 }  // namespace syntonic
