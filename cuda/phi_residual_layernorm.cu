@@ -133,18 +133,11 @@ __global__ void __launch_bounds__(kMaxThreads, sizeof(T) < 8 ? 2 : 1)
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     z[k] = residual_sum(a, z[k], residual[k]);
+    if (a.z) store(a.z + start, at(k), kAligned, z[k]);
     unpack(z[k], x[k]);
   }
   const auto valid = [&](int k, int e) { return at(k).holds(kAligned ? 0 : e); };
-  const auto store_sum = [&]() {
-#pragma unroll
-    for (int k = 0; k < K; ++k) store(a.z + start, at(k), kAligned, z[k]);
-  };
-  // The sooner the better, but the barrier of a cluster waits for all stores before it.
-  if (a.z && team.blocks == 1) store_sum();
-  reduce.post(moments_of(x, valid));
-  if (a.z && team.blocks > 1) store_sum();
-  const Moments<A> moments = reduce.collect();
+  const Moments<A> moments = reduce.all(moments_of(x, valid));
   const A rstd = reciprocal_deviation(a, moments);
   store_statistics(a, team, row, moments.mean(), rstd);
   const int64_t parameters = parameter_row(a, row);

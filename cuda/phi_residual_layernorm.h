@@ -56,6 +56,8 @@ struct PhiResidualLayernormCotangent {
 };
 Status phi_residual_layernorm_cotangent(Stream stream, const PhiResidualLayernormCotangent& call);
 
+// Loads the kernels onto the current device and lets them use all of its shared memory: needed
+// before the first launch there.
 Status load_phi_residual_layernorm(DType dtype);
 
 }  // namespace syntonic
