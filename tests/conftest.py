@@ -1,0 +1,79 @@
+"""What all tests share: eight simulated devices, seeds, the two lowerings.
+
+The environment is set before anything imports jax.
+"""
+
+import os
+import random
+import zlib
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+if DEVICES not in os.environ.setdefault("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] += " " + DEVICES
+# Fresh numbers on every run; the workers of pytest-xdist inherit the variable, so all share it.
+SEED = int(os.environ.setdefault("SYNTONIC_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
+
+import pytest  # noqa: E402
+
+pytest.register_assert_rewrite("battery", "oracles")
+
+
+def pytest_report_header(config):
+    return f"random numbers: SYNTONIC_TEST_SEED={SEED} repeats them"
+
+
+def pytest_terminal_summary(terminalreporter):
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(f"SYNTONIC_TEST_SEED={SEED} repeats these random numbers")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a GPU the tests marked `gpu` are deselected, not skipped: they cannot run here."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if not needing or has_gpu():
+        return
+    config.hook.pytest_deselected(items=needing)
+    items[:] = [item for item in items if item not in needing]
+
+
+def has_gpu() -> bool:
+    import jax
+
+    try:
+        return bool(jax.devices("cuda"))
+    except RuntimeError:
+        return False
+
+
+@pytest.fixture
+def rng(request):
+    """Random numbers that depend on the seed of the run and on the test, not on the order."""
+    import numpy as np
+
+    return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture
+def x64():
+    """64-bit types on, as the float64 comparisons need; jax itself starts without."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def installed_double():
+    """The FFI handlers, compiled against plain C++ launchers and registered for the CPU."""
+    import double
+
+    double.install()
+
+
+@pytest.fixture(params=["xla", "double"])
+def implementation(request):
+    """Both lowerings: jnp, and the custom calls, which the test double serves on the CPU."""
+    if request.param == "xla":
+        return "xla"
+    request.getfixturevalue("installed_double")
+    return "cuda"

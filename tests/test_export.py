@@ -1,0 +1,182 @@
+"""jax.export: values and gradients written here, read and run in a fresh process."""
+
+import functools
+import itertools
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import battery
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from syntonic_jax import (
+    golden_gelu,
+    phi_residual,
+    phi_residual_gelu,
+    phi_residual_layernorm,
+    residual_component_norm,
+)
+
+
+def layernorm(implementation):
+    return functools.partial(phi_residual_layernorm, return_sum=True, implementation=implementation)
+
+
+def with_implementation(f):
+    return lambda implementation: functools.partial(f, implementation=implementation)
+
+
+# name: function of the implementation, shapes of its operands; b is not known at export
+CALLS = {
+    "layernorm": (layernorm, ["b, 4, 8", "b, 4, 8", "8", "8"]),
+    "layernorm_for_each": (
+        lambda implementation: jax.vmap(layernorm(implementation), (0, 0, 0, None)),
+        ["b, 2, 8", "b, 2, 8", "b, 8", "8"],
+    ),
+    "sum": (with_implementation(phi_residual), ["b, 3", "b, 3"]),
+    "gelu": (with_implementation(phi_residual_gelu), ["b, 3", "b, 3"]),
+    "golden_gelu": (with_implementation(golden_gelu), ["b"]),
+    "norm": (with_implementation(residual_component_norm), ["b, 5"]),
+}
+SIZES = (3, 6)
+# The custom calls in each; the cotangents of a plain sum and of a norm are jnp.
+TARGETS = {
+    "layernorm": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
+    "layernorm_for_each": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
+    "sum": {"phi_residual"},
+    "gelu": {"phi_residual", "phi_residual_cotangent"},
+    "golden_gelu": {"golden_gelu", "golden_gelu_cotangent"},
+    "norm": {"sum_of_squares"},
+}
+# jax vouches for the stability of its own custom calls only.
+OURS = [
+    export.DisabledSafetyCheck.custom_call(f"syntonic_{target}")
+    for target in set().union(*TARGETS.values())
+]
+# Two programs of one formula: some roundings of float32 in sums of up to 200 terms.
+RTOL = 512 * float(np.finfo("float32").eps)
+
+
+def total(f):
+    return lambda *operands: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(f(*operands)))
+
+
+def values_and_gradients(f, count):
+    return lambda *operands: (f(*operands), jax.grad(total(f), tuple(range(count)))(*operands))
+
+
+def exported(name, implementation, platforms, disabled_checks=()):
+    """Of values with gradients, for a batch of any size."""
+    make, shapes = CALLS[name]
+    scope = export.SymbolicScope()
+    specs = [
+        jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), "float32")
+        for shape in shapes
+    ]
+    f = jax.jit(values_and_gradients(make(implementation), len(shapes)))
+    return export.export(f, platforms=platforms, disabled_checks=disabled_checks)(*specs)
+
+
+def operands_of(name, size, rng):
+    shapes = [eval(f"({shape},)", {"b": size}) for shape in CALLS[name][1]]
+    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
+# Reads what lies in a folder, runs it, and writes what comes out beside it.
+RUN = """
+    import pathlib, sys
+    import jax, numpy as np
+    from jax import export
+
+    if {double}:
+        import double
+        double.install()
+    for path in pathlib.Path({folder!r}).glob("*.export"):
+        call = export.deserialize(bytearray(path.read_bytes())).call
+        for given in path.parent.glob(path.stem + ".*.in.npz"):
+            with np.load(given) as file:
+                operands = [file[name] for name in file.files]
+            results = call(*operands)
+            # And through the derivative that was stored beside it.
+            values = lambda *x: sum(y.sum() for y in jax.tree.leaves(call(*x)[0]))
+            slopes = jax.grad(values, tuple(range(len(operands))))(*operands)
+            np.savez(str(given).replace(".in.", ".out."), *jax.tree.leaves((results, slopes)))
+    assert {double} or "syntonic_jax" not in sys.modules  # jnp needs nothing of the library
+"""
+
+
+def run_fresh(script: str):
+    tests = str(Path(__file__).parent)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.append({tests!r})\n{textwrap.dedent(script)}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def check(name, given, result):
+    """What the fresh process computed against the same in this one, without an export."""
+    make, shapes = CALLS[name]
+    f, argnums = make("xla"), tuple(range(len(shapes)))
+    with np.load(given) as file:
+        operands = [file[key] for key in file.files]
+    with np.load(result) as file:
+        got = [file[key] for key in file.files]
+
+    def plain_sum(*x):
+        return sum(y.sum() for y in jax.tree.leaves(f(*x)))
+
+    expected = jax.jit(values_and_gradients(f, len(shapes)))(*operands)
+    slopes = jax.jit(jax.grad(plain_sum, argnums))(*operands)
+    expected = [np.asarray(x) for x in jax.tree.leaves((expected, slopes))]
+    battery.assert_same(got, expected, RTOL)
+
+
+@pytest.mark.slow
+def test_round_trip(implementation, tmp_path, rng):
+    double = implementation == "cuda"
+    for name in CALLS:
+        written = exported(name, implementation, ["cpu"], OURS if double else ())
+        (tmp_path / f"{name}.export").write_bytes(written.serialize(vjp_order=1))
+        for size in SIZES:
+            np.savez(tmp_path / f"{name}.{size}.in.npz", *operands_of(name, size, rng))
+    run_fresh(RUN.format(double=double, folder=str(tmp_path)))
+    for name, size in itertools.product(CALLS, SIZES):
+        check(name, tmp_path / f"{name}.{size}.in.npz", tmp_path / f"{name}.{size}.out.npz")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_for_cuda_from_a_machine_without_one(name):
+    written = exported(name, "cuda", ["cuda"], OURS).serialize(vjp_order=1)
+    read = export.deserialize(written)
+    assert read.platforms == ("cuda",)
+    targets = set(re.findall(r"stablehlo.custom_call @(syntonic_\w+)", read.mlir_module()))
+    assert targets == {f"syntonic_{target}" for target in TARGETS[name]}
+    with pytest.raises(ValueError, match="cuda"):
+        read.call(*operands_of(name, 3, np.random.default_rng(0)))
+
+
+def test_jax_asks_for_consent_to_custom_calls():
+    with pytest.raises(ValueError, match="syntonic_phi_residual_layernorm"):
+        exported("layernorm", "cuda", ["cuda"])
+
+
+def test_one_export_for_both_platforms(rng):
+    both = exported("layernorm", None, ["cpu", "cuda"])
+    assert both.platforms == ("cpu", "cuda")
+    operands = operands_of("layernorm", 3, rng)
+    f = values_and_gradients(layernorm("xla"), 4)
+    got = both.call(*operands)
+    battery.assert_same(got, jax.jit(f)(*operands), RTOL)

@@ -1,0 +1,362 @@
+"""The CUDA lowering, read from StableHLO on a machine without a GPU, and what jaxprs keep."""
+
+import functools
+import re
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from syntonic_jax import (
+    PHI_INV,
+    golden_gelu,
+    phi_residual,
+    phi_residual_gelu,
+    phi_residual_layernorm,
+    phi_residual_relu,
+    residual_component_norm,
+)
+
+WIDTH = 8
+ROWS = jax.ShapeDtypeStruct((6, 4, WIDTH), jnp.bfloat16)
+PARAMETER = jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
+
+
+class Call(NamedTuple):
+    target: str
+    attributes: dict[str, str]  # "1.0 : f64"
+    operands: list[str]  # types: "6x4x8xbf16"
+    results: list[str]
+
+
+def stablehlo(f, *operands, platform="cuda", dialect="stablehlo") -> str:
+    return jax.jit(f).trace(*operands).lower(lowering_platforms=(platform,)).as_text(dialect)
+
+
+def custom_calls(f, *operands, platform="cuda") -> list[Call]:
+    calls = []
+    for line in stablehlo(f, *operands, platform=platform).splitlines():
+        if found := re.search(r"stablehlo\.custom_call @(syntonic\w+)\(.*", line):
+            config = re.search(r"mhlo\.backend_config = \{([^}]+)\}", line)
+            pairs = [pair.split(" = ") for pair in config[1].split(", ")] if config else []
+            operand_types, result_types = line.rsplit(" : (", 1)[1].split(") -> ")
+            calls.append(
+                Call(
+                    found[1],
+                    dict(pairs),
+                    re.findall(r"tensor<(.*?)>", operand_types),
+                    re.findall(r"tensor<(.*?)>", result_types),
+                )
+            )
+    return calls
+
+
+def number(attribute: str) -> float | int:
+    """ "3 : i32" or "1.0 : f64", the only two types there are; MLIR prints seven digits or all."""
+    value, kind = attribute.split(" : ")
+    return {"i32": int, "f64": float}[kind](value)
+
+
+def check_call(call: Call, target: str, operands: list, results: list, /, **attributes):
+    assert call.target == target
+    assert call.operands == operands
+    assert call.results == results
+    assert {name: number(value) for name, value in call.attributes.items()} == attributes
+    types = {name: type(number(value)) for name, value in call.attributes.items()}
+    assert types == {name: type(value) for name, value in attributes.items()}
+
+
+def gradients(f, *argnums):
+    """Of a sum of all outputs; every output has a cotangent, nothing keeps the forward result."""
+
+    def total(*operands):
+        return sum(jnp.sum(x.astype("float32")) for x in jax.tree.leaves(f(*operands)))
+
+    return jax.grad(total, argnums)
+
+
+def primitives(f, *operands) -> list[str]:
+    """Names of the library's primitives in a jaxpr, subexpressions included."""
+    text = str(jax.make_jaxpr(f)(*operands))
+    stems = "phi_residual_layernorm|phi_residual|golden_gelu|sum_of_squares"
+    return re.findall(rf"= ((?:{stems})(?:_tangent|_cotangent)?)\[", text)
+
+
+def kept(f, *operands) -> list[jax.ShapeDtypeStruct]:
+    """The arrays that wait for the backward pass."""
+    pullback = jax.eval_shape(lambda *x: jax.vjp(f, *x)[1], *operands)
+    return sorted((str(x.dtype), x.shape) for x in jax.tree.leaves(pullback))
+
+
+layernorm = functools.partial(phi_residual_layernorm, implementation="cuda")
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "code"), [(None, 0), ("relu", 1), ("gelu", 2), ("golden_gelu", 3)]
+)
+@pytest.mark.parametrize("mode", oracles.MODES)
+def test_phi_residual(mode, activation, code):
+    sum_scale, residual_scale = oracles.MODES[mode]
+    (call,) = custom_calls(
+        lambda x, r: phi_residual(x, r, mode, activation=activation, implementation="cuda"),
+        ROWS,
+        ROWS,
+    )
+    check_call(
+        call,
+        "syntonic_phi_residual",
+        ["6x4x8x1xbf16"] * 2,
+        ["6x4x8x1xbf16"],
+        sum_scale=sum_scale,
+        residual_scale=residual_scale,
+        activation=code,
+    )
+
+
+@pytest.mark.parametrize("mode", oracles.MODES)
+def test_phi_residual_layernorm(mode):
+    sum_scale, residual_scale = oracles.MODES[mode]
+    common = {"sum_scale": sum_scale, "residual_scale": residual_scale}
+    f = functools.partial(layernorm, mode=mode)
+    target, rows = "syntonic_phi_residual_layernorm", "6x4x8xbf16"
+
+    # What is not asked for is not computed: y alone.
+    (call,) = custom_calls(f, ROWS, ROWS)
+    check_call(
+        call, target, [rows] * 2, [rows],
+        **common, epsilon=1e-5, scale_factor=1.0, operands=0, results=0,
+    )  # fmt: skip
+    (call,) = custom_calls(
+        functools.partial(f, return_sum=True, epsilon=0.25, target_variance=4.0, dtype="float32"),
+        ROWS,
+        ROWS,
+        PARAMETER,
+        PARAMETER,
+    )
+    check_call(
+        call, target, [rows] * 2 + ["8xf32"] * 2, ["6x4x8xf32", rows],
+        **common, epsilon=0.25, scale_factor=2.0, operands=3, results=1,
+    )  # fmt: skip
+    (call,) = custom_calls(lambda x, r, b: f(x, r, None, b), ROWS, ROWS, PARAMETER)
+    assert number(call.attributes["operands"]) == 2
+
+
+def test_golden_gelu():
+    (call,) = custom_calls(functools.partial(golden_gelu, implementation="cuda"), ROWS)
+    check_call(call, "syntonic_golden_gelu", ["6x4x8x1xbf16"], ["6x4x8x1xbf16"])
+
+
+def test_residual_component_norm():
+    f = functools.partial(residual_component_norm, implementation="cuda")
+    (call,) = custom_calls(f, ROWS)
+    assert call.target == "syntonic_sum_of_squares"
+    assert call.results[0] == "1x1xf32"  # one sum on one device
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1 / 3, 1e-12])
+def test_numbers_travel_as_float64(epsilon):
+    (call,) = custom_calls(functools.partial(layernorm, epsilon=epsilon), ROWS, ROWS)
+    assert number(call.attributes["epsilon"]) == pytest.approx(epsilon, rel=1e-15)
+    (call,) = custom_calls(functools.partial(layernorm, target_variance="golden"), ROWS, ROWS)
+    assert number(call.attributes["scale_factor"]) == pytest.approx(PHI_INV**0.5, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "f", [layernorm, functools.partial(phi_residual_gelu, implementation="cuda")]
+)
+def test_typed_ffi(f):
+    """The StableHLO text does not show the version of the calling convention; HLO does."""
+    text = stablehlo(f, ROWS, ROWS, dialect="hlo")
+    calls = [line for line in text.splitlines() if "custom_call_target" in line]
+    assert len(calls) == 1
+    assert 'custom_call_target="syntonic_' in calls[0]
+    assert "api_version=API_VERSION_TYPED_FFI" in calls[0]
+
+
+# --- backward -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("activation", "code"), [("relu", 1), ("gelu", 2), ("golden_gelu", 3)])
+def test_phi_residual_gradient(activation, code):
+    def f(x, r, mode="phi"):
+        return phi_residual(x, r, mode, activation=activation, implementation="cuda")
+
+    rows = "6x4x8x1xbf16"
+    forward, backward = custom_calls(gradients(f, 0, 1), ROWS, ROWS)
+    assert forward.target == "syntonic_phi_residual"
+    # relu needs y alone, the others z.
+    assert forward.results == [rows] * (1 if activation == "relu" else 2)
+    check_call(
+        backward, "syntonic_phi_residual_cotangent", [rows] * 2, [rows] * 2,
+        identity_scale=1.0, residual_scale=PHI_INV, activation=code, results=3,
+    )  # fmt: skip
+    for argnum in (0, 1):
+        _, backward = custom_calls(gradients(f, argnum), ROWS, ROWS)
+        assert backward.results == [rows]
+        assert number(backward.attributes["results"]) == 1 << argnum
+    # Equal gradients share a buffer.
+    for mode in ("standard", "phi_symmetric"):
+        _, backward = custom_calls(gradients(functools.partial(f, mode=mode), 0, 1), ROWS, ROWS)
+        assert backward.results == [rows]
+
+
+def test_golden_gelu_gradient():
+    f = functools.partial(golden_gelu, implementation="cuda")
+    calls = custom_calls(gradients(f, 0), ROWS)
+    # The derivative reads x alone: the forward call is left to XLA to drop.
+    assert [call.target for call in calls][-1] == "syntonic_golden_gelu_cotangent"
+    check_call(calls[-1], "syntonic_golden_gelu_cotangent", ["6x4x8x1xbf16"] * 2, ["6x4x8x1xbf16"])
+
+
+@pytest.mark.parametrize("return_sum", [False, True])
+def test_phi_residual_layernorm_gradient(return_sum):
+    f = functools.partial(layernorm, return_sum=return_sum, target_variance=4.0)
+    forward, backward = custom_calls(gradients(f, 0, 1, 2, 3), ROWS, ROWS, PARAMETER, PARAMETER)
+    assert forward.target == "syntonic_phi_residual_layernorm"
+    assert forward.results == ["6x4x8xbf16", "6x4x8xbf16", "6x4xf32", "6x4xf32"]
+    assert number(forward.attributes["results"]) == 3
+    rows, vector = "1x1x24x8xbf16", "1x1x24xf32"
+    scratch = backward.results.pop()
+    assert re.fullmatch(r"\d+xf32", scratch)
+    check_call(
+        backward,
+        "syntonic_phi_residual_layernorm_cotangent",
+        [rows, vector, vector, "8xf32", rows] + [rows] * return_sum,
+        [rows, rows, "1x1x8xf32", "1x1x8xf32"],  # one partial sum on one device
+        identity_scale=1.0,
+        residual_scale=PHI_INV,
+        scale_factor=2.0,
+        operands=1 + 2 * return_sum,
+        results=15,
+    )
+
+
+def test_only_the_gradients_asked_for():
+    f = functools.partial(layernorm, mode="standard")
+    operands = ROWS, ROWS, PARAMETER, PARAMETER
+    for argnums, results in [((0,), 1), ((1,), 2), ((0, 1), 1), ((2,), 4), ((3,), 8), ((0, 3), 9)]:
+        _, backward = custom_calls(gradients(f, *argnums), *operands)
+        assert number(backward.attributes["results"]) == results
+        # Sums over rows bring a scratch buffer.
+        assert len(backward.results) == results.bit_count() + (results >= 4)
+
+
+def test_kept_for_the_backward_pass():
+    rows, vector = ("bfloat16", (6, 4, WIDTH)), ("float32", (6, 4))
+    parameter = ("float32", (WIDTH,))
+    assert kept(layernorm, ROWS, ROWS) == [rows, vector, vector]
+    assert kept(layernorm, ROWS, ROWS, PARAMETER, PARAMETER) == [rows, vector, vector, parameter]
+    for function in (phi_residual_relu, phi_residual_gelu):
+        assert kept(function, ROWS, ROWS) == [rows]
+    assert kept(golden_gelu, ROWS) == [rows]
+    assert kept(phi_residual, ROWS, ROWS) == []
+
+
+def test_gradient_is_one_forward_and_one_cotangent():
+    operands = ROWS, ROWS, PARAMETER, PARAMETER
+    stem = "phi_residual_layernorm"
+    for f in (layernorm, phi_residual_layernorm):
+        assert primitives(gradients(f, 0, 1, 2, 3), *operands) == [stem, stem + "_cotangent"]
+    for f in (phi_residual_relu, phi_residual_gelu):
+        expected = ["phi_residual", "phi_residual_cotangent"]
+        assert primitives(gradients(f, 0, 1), ROWS, ROWS) == expected
+    assert "golden_gelu_tangent" not in primitives(gradients(golden_gelu, 0), ROWS)
+    # A plain sum is linear: its gradient scales the cotangent.
+    assert custom_calls(gradients(phi_residual, 0, 1), ROWS, ROWS) == []
+
+
+# --- batching -------------------------------------------------------------------------------------
+
+
+def batch(x):
+    return jax.ShapeDtypeStruct((5, *x.shape), x.dtype)
+
+
+@pytest.mark.parametrize("mapped", [(0, 0, None, None), (0, None, None, 0), (None, None, 0, 0)])
+def test_vmap_is_one_call(mapped):
+    operands = [ROWS, ROWS, PARAMETER, PARAMETER]
+    operands = [batch(x) if axis == 0 else x for x, axis in zip(operands, mapped, strict=True)]
+    (call,) = custom_calls(jax.vmap(layernorm, mapped), *operands)
+    assert call.operands[0].endswith("x8xbf16")
+    assert np.prod(dims(call.operands[0])) == 5 * 192
+    forward, backward = custom_calls(jax.vmap(gradients(layernorm, 0, 1, 2, 3), mapped), *operands)
+    assert forward.target + "_cotangent" == backward.target
+    # A gradient of the parameters for each of the five examples.
+    d_scale = backward.results[2]
+    assert np.prod(dims(d_scale)) == 5 * WIDTH
+
+
+def dims(tensor_type: str) -> list[int]:
+    return [int(n) for n in re.findall(r"(\d+)x", tensor_type)]
+
+
+# --- where it cannot run --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_no_kernel_is_asked_for(implementation):
+    for f in (phi_residual_layernorm, phi_residual_gelu):
+        f = functools.partial(f, implementation=implementation)
+        for platform in ("cpu", "cuda"):  # None: nothing is known of a GPU that is not there
+            assert custom_calls(gradients(f, 0, 1), ROWS, ROWS, platform=platform) == []
+
+
+@pytest.mark.parametrize("platform", ["tpu", "rocm"])
+def test_other_platforms(platform):
+    assert custom_calls(phi_residual_layernorm, ROWS, ROWS, platform=platform) == []
+    with pytest.raises(ValueError, match=rf"phi_residual_layernorm.*'cuda'.*{platform}"):
+        custom_calls(layernorm, ROWS, ROWS, platform=platform)
+
+
+def test_cuda_on_a_cpu_names_the_remedy():
+    """In a fresh process, as the double may serve platform cpu in this one."""
+    script = """
+        import jax, jax.numpy as jnp, syntonic_jax
+        x = jnp.ones((2, 4))
+        functions = {
+            "phi_residual": lambda: syntonic_jax.phi_residual(x, x, implementation="cuda"),
+            "phi_residual_layernorm": lambda: jax.jit(
+                lambda x: syntonic_jax.phi_residual_layernorm(x, x, implementation="cuda")
+            )(x),
+            "golden_gelu": lambda: syntonic_jax.golden_gelu(x, implementation="cuda"),
+            "residual_component_norm": lambda: jax.grad(
+                lambda x: syntonic_jax.residual_component_norm(x, implementation="cuda")
+            )(x),
+        }
+        for name, function in functions.items():
+            jax.eval_shape(function)  # tracing is fine
+            try:
+                function()
+            except ValueError as error:
+                text = str(error)
+                assert name in text and "implementation='cuda'" in text, text
+                assert "cpu" in text and "implementation=None" in text, text
+                assert "no CUDA device" in text or "no kernels" in text, text
+            else:
+                raise SystemExit(f"{name} ran")
+    """
+    run_fresh(script)
+
+
+def test_importing_initialises_no_backend():
+    run_fresh("""
+        import syntonic_jax
+        from jax._src import xla_bridge
+        assert not xla_bridge.backends_are_initialized()
+    """)
+
+
+def run_fresh(script: str):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

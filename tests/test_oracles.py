@@ -1,0 +1,95 @@
+"""The oracles against each other: derivatives in closed form against differences of the values."""
+
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+
+
+def difference(f, x, direction, step=1e-5):
+    """Central difference; errs by about step**2 + 1e-16 / step, some 1e-10 here."""
+    return (f(x + step * direction) - f(x - step * direction)) / (2 * step)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "golden_gelu"])
+@pytest.mark.parametrize("mode", oracles.MODES)
+def test_phi_residual_cotangents(rng, mode, activation):
+    identity, residual, ct, direction = rng.normal(size=(4, 30))
+    # Clear of the kink of relu, where a difference is no derivative.
+    z = oracles.residual_sum(identity, residual, mode, "float64").value
+    identity = identity + np.where(np.abs(z) < 0.1, 1.0, 0.0)
+    cotangents = oracles.phi_residual_vjp(
+        identity, residual, ct, mode, activation, acc="float64", stored="float64"
+    )
+
+    def value(identity, residual):
+        return np.sum(
+            ct * oracles.phi_residual(identity, residual, mode, activation, acc="float64").value
+        )
+
+    for got, slope in zip(
+        cotangents,
+        (
+            difference(lambda v: value(v, residual), identity, direction),
+            difference(lambda v: value(identity, v), residual, direction),
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(np.sum(got.value * direction), slope, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", oracles.MODES)
+def test_layernorm_cotangents(rng, mode):
+    s, c = oracles.MODES[mode]
+    identity, residual, ct_y, ct_z = rng.normal(size=(4, 3, 7))
+    scale, bias = rng.normal(size=(2, 7))
+    options = {"epsilon": 0.01, "variance": oracles.PHI_INV, "acc": "float64"}
+
+    def value(identity, residual, scale, bias):
+        z = s * (identity + c * residual)
+        y = oracles.layernorm(oracles.exactly(z), scale, bias, **options).value
+        return np.sum(ct_y * y + ct_z * z)
+
+    operands = [identity, residual, scale, bias]
+    z = oracles.exactly(s * (identity + c * residual))
+    got = oracles.layernorm_vjp(z, ct_y, ct_z, scale, mode=mode, **options)
+    for i, cotangent in enumerate(got):
+        direction = rng.normal(size=operands[i].shape)
+        slope = difference(
+            lambda v, i=i: value(*operands[:i], v, *operands[i + 1 :]), operands[i], direction
+        )
+        np.testing.assert_allclose(np.sum(cotangent.value * direction), slope, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_rounding_is_that_of_the_type(rng, dtype):
+    # Casting from float32 rounds once, so there round_to has something to be compared with.
+    x = np.ldexp(rng.normal(size=2000), rng.integers(-20, 20, size=2000)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(oracles.round_to(x, dtype), oracles.real(x.astype(dtype)))
+    at_the_edge = float(oracles.info(dtype).max) * np.array([1, 2, -2])
+    np.testing.assert_array_equal(
+        oracles.round_to(at_the_edge, dtype), [at_the_edge[0], np.inf, -np.inf]
+    )
+
+
+def test_rounding_is_done_once():
+    above_a_tie = 1 + 2.0**-8 + 2.0**-40
+    assert oracles.round_to(above_a_tie, "bfloat16") == 1 + 2.0**-7
+    assert np.float64(above_a_tie).astype(ml_dtypes.bfloat16) == 1  # by way of float32
+
+
+def test_ulp():
+    np.testing.assert_array_equal(oracles.ulp([1.0, 1.99, 2.0], "bfloat16"), [2**-7, 2**-7, 2**-6])
+    assert oracles.ulp(0.0, "float16") == 2.0**-24
+
+
+def test_comparison_can_fail(rng):
+    exact = rng.normal(size=50)
+    good = exact.astype(np.float32)
+    oracles.assert_close(good, oracles.Estimate(exact, np.zeros(50)))
+    for wrong in (np.nextafter(good, np.float32(9)), good * np.float32(np.nan)):
+        with pytest.raises(AssertionError, match="values are off"):
+            oracles.assert_close(wrong, oracles.Estimate(exact, np.zeros(50)))
+    with pytest.raises(AssertionError, match="shape"):
+        oracles.assert_close(good[:3], oracles.Estimate(exact, np.zeros(50)))

@@ -1,0 +1,328 @@
+"""Sharded over eight simulated devices: right results, and no collective that is not needed."""
+
+import functools
+import re
+
+import battery
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_lowering import custom_calls, dims
+
+from syntonic_jax import (
+    golden_gelu,
+    phi_residual,
+    phi_residual_gelu,
+    phi_residual_layernorm,
+    residual_component_norm,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SHAPE, WIDTH = (16, 4, 32), 32
+CALLS = {
+    "layernorm": (functools.partial(phi_residual_layernorm, return_sum=True), "rrpp"),
+    "gelu": (phi_residual_gelu, "rr"),
+    "sum": (phi_residual, "rr"),
+    "golden_gelu": (golden_gelu, "r"),
+    "norm": (residual_component_norm, "r"),
+}
+REPLICATED = P()
+BATCH = [P("d"), P(("d", "m")), P("d", "m"), P(None, "m")]
+FEATURE = [P("d", None, "m"), P(None, None, "m")]
+
+
+def summed(f):
+    """A loss without weights of its own, whose sharding would be one more thing to decide."""
+
+    def total(*operands):
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(f(*operands)))
+
+    return total
+
+
+class Case:
+    """A function, operands of it, and what it should give: itself on one device."""
+
+    def __init__(self, name, implementation, rng, shape=SHAPE):
+        f, kinds = CALLS[name]
+        self.f = functools.partial(f, implementation=implementation)
+        shapes = [shape if kind == "r" else shape[-1:] for kind in kinds]
+        self.operands = [jnp.asarray(rng.normal(size=s)) for s in shapes]
+        self.kinds = kinds
+        self.argnums = tuple(range(len(kinds)))
+        self.gradients = jax.grad(summed(self.f), self.argnums)
+        one_device = functools.partial(f, implementation="xla")
+        self.values = one_device(*self.operands)
+        self.slopes = jax.grad(summed(one_device), self.argnums)(*self.operands)
+
+    def put(self, mesh, rows, parameters=REPLICATED):
+        specs = [rows if kind == "r" else parameters for kind in self.kinds]
+        return [
+            jax.device_put(x, NamedSharding(mesh, spec))
+            for x, spec in zip(self.operands, specs, strict=True)
+        ]
+
+    def specs(self, rows, parameters=REPLICATED):
+        return tuple(rows if kind == "r" else parameters for kind in self.kinds)
+
+
+@pytest.fixture
+def case(request, implementation, rng):
+    return Case(request.param, implementation, rng)
+
+
+def every(*names):
+    return pytest.mark.parametrize("case", names or list(CALLS), indirect=True)
+
+
+def mesh_of(kind):
+    return jax.make_mesh((4, 2), ("d", "m"), axis_types=(kind, kind))
+
+
+def collectives(compiled) -> list[str]:
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    return re.findall(rf"\b({kinds})(?:-start)?\(", compiled.as_text())
+
+
+def run(f, *operands):
+    """Results and the collectives of the program that computed them."""
+    compiled = jax.jit(f).lower(*operands).compile()
+    return compiled(*operands), collectives(compiled)
+
+
+# --- NamedSharding under jit ----------------------------------------------------------------------
+
+
+@every("layernorm", "gelu", "norm")
+@pytest.mark.parametrize("spec", BATCH, ids=str)
+def test_batch_sharded(case, spec):
+    """The one collective is the all-reduce of sums over rows."""
+    operands = case.put(mesh_of(AxisType.Auto), spec)
+    values, used = run(case.f, *operands)
+    battery.assert_same(values, case.values)
+    is_norm = case.kinds == "r"
+    assert set(used) == ({"all-reduce"} if is_norm else set())
+    slopes, used = run(case.gradients, *operands)
+    battery.assert_same(slopes, case.slopes)
+    assert set(used) == ({"all-reduce"} if is_norm or "p" in case.kinds else set())
+    assert len(used) <= 2  # one a parameter, or one a mesh axis
+    for x, kind in zip(slopes, case.kinds, strict=True):
+        expected = NamedSharding(mesh_of(AxisType.Auto), spec if kind == "r" else P())
+        assert x.sharding.is_equivalent_to(expected, x.ndim)
+
+
+@every("sum", "golden_gelu")
+def test_elementwise_needs_no_collective(case):
+    """However it is sharded: the features of an elementwise operation are a batch as well."""
+    for spec in (P("d", None, "m"), P(None, "m", "d")):
+        operands = case.put(mesh_of(AxisType.Auto), spec)
+        for f, expected in ((case.f, case.values), (case.gradients, case.slopes)):
+            results, used = run(f, *operands)
+            battery.assert_same(results, expected)
+            assert used == []
+
+
+@every("layernorm", "gelu", "norm")
+@pytest.mark.parametrize("spec", FEATURE, ids=str)
+def test_feature_sharded(case, spec):
+    operands = case.put(mesh_of(AxisType.Auto), spec, P("m"))
+    battery.assert_same(jax.jit(case.f)(*operands), case.values)
+    battery.assert_same(jax.jit(case.gradients)(*operands), case.slopes)
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (8, 1, 32), (2, 2, 8, 32)], ids=str)
+def test_other_ranks(shape, implementation, rng):
+    case = Case("layernorm", implementation, rng, shape)
+    spec = P(*(None if n < 8 else ("d", "m") for n in shape[:-1]))
+    operands = case.put(mesh_of(AxisType.Auto), spec)
+    values, used = run(case.f, *operands)
+    battery.assert_same(values, case.values)
+    assert used == []
+    slopes, used = run(case.gradients, *operands)
+    battery.assert_same(slopes, case.slopes)
+    assert set(used) == {"all-reduce"}
+
+
+@every("layernorm")
+def test_eager(case):
+    operands = case.put(mesh_of(AxisType.Auto), P("d"))
+    battery.assert_same(case.f(*operands), case.values)
+    battery.assert_same(case.gradients(*operands), case.slopes)
+
+
+@every("layernorm")
+def test_vmap_scan_and_checkpoint(case):
+    rows = case.put(mesh_of(AxisType.Auto), P("d"))
+    examples = jax.vmap(case.gradients, (0, 0, None, None))
+    slopes, used = run(examples, *rows)
+    assert used == []  # gradients of each example stay with it
+    battery.assert_same(slopes, examples(*case.operands))
+
+    def deep(*operands):
+        def body(carry, _):
+            return jax.checkpoint(case.f)(carry, *operands[1:])[0], None
+
+        return jnp.sum(jnp.sin(jax.lax.scan(body, operands[0], None, length=3)[0]))
+
+    gradients = jax.grad(deep, case.argnums)
+    battery.assert_same(jax.jit(gradients)(*rows), jax.jit(gradients)(*case.operands))
+
+
+@every("layernorm")
+def test_second_derivative(case):
+    def along(*operands):
+        return jax.jvp(case.gradients, operands, operands)[1]
+
+    rows = case.put(mesh_of(AxisType.Auto), P("d", "m"))
+    battery.assert_same(jax.jit(along)(*rows), jax.jit(along)(*case.operands))
+
+
+def test_partial_sums(installed_double, rng):
+    """On D devices: the leading dimensions, times gcd(n, D) of the last above one."""
+    case = Case("layernorm", "cuda", rng)
+    for spec, shape, partials in [
+        (P("d"), (16, 4, 32), 16 * 4),
+        (P("d"), (16, 1, 32), 8),
+        (P("d"), (24, 32), 8),
+        (P(None), (9, 6, 32), 9 * 2),
+    ]:
+        case = Case("layernorm", "cuda", rng, shape)
+        operands = case.put(mesh_of(AxisType.Auto), spec)
+        _, call = custom_calls(case.gradients, *operands, platform="cpu")
+        assert np.prod(dims(call.results[2])) == partials * WIDTH
+    _, call = custom_calls(case.gradients, *case.operands, platform="cpu")
+    assert np.prod(dims(call.results[2])) == WIDTH
+
+
+# --- explicit axes --------------------------------------------------------------------------------
+
+
+@every()
+@pytest.mark.parametrize("spec", [P("d"), P("d", "m"), P("d", None, "m")], ids=str)
+def test_explicit_mesh(case, spec):
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        operands = case.put(mesh, spec)
+        values = jax.jit(case.f)(*operands)
+        slopes = jax.jit(case.gradients)(*operands)
+        for x, operand in zip(slopes, operands, strict=True):
+            assert jax.typeof(x) == jax.typeof(operand)
+        for y in jax.tree.leaves(values):
+            if y.ndim:
+                assert (
+                    jax.typeof(y).sharding.spec[: len(spec)]
+                    == jax.typeof(operands[0]).sharding.spec[: len(spec)]
+                )
+        eager = case.f(*operands)
+    battery.assert_same(values, case.values)
+    battery.assert_same(eager, case.values)
+    battery.assert_same(slopes, case.slopes)
+
+
+@every("layernorm")
+def test_explicit_vmap_with_a_parameter_for_each_example(case):
+    mesh = mesh_of(AxisType.Explicit)
+    gradients = jax.vmap(case.gradients, (0, 0, 0, None))
+    x, r, scale, bias = case.operands
+    scales = jnp.stack([scale + i for i in range(len(x))])
+    expected = gradients(x, r, scales, bias)
+    with jax.set_mesh(mesh):
+        put = functools.partial(jax.device_put, device=NamedSharding(mesh, P("d")))
+        got = jax.jit(gradients)(put(x), put(r), put(scales), bias)
+    battery.assert_same(got, expected)
+
+
+# --- the older partitioner ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gspmd():
+    jax.config.update("jax_use_shardy_partitioner", False)
+    yield
+    jax.config.update("jax_use_shardy_partitioner", True)
+
+
+@every("layernorm", "gelu", "norm")
+def test_gspmd(case, gspmd):
+    operands = case.put(mesh_of(AxisType.Auto), P("d", "m"))
+    values, used = run(case.f, *operands)
+    battery.assert_same(values, case.values)
+    assert "all-gather" not in used
+    slopes, used = run(case.gradients, *operands)
+    battery.assert_same(slopes, case.slopes)
+    assert "all-gather" not in used
+
+
+# --- shard_map ------------------------------------------------------------------------------------
+
+
+@every("layernorm", "gelu", "sum", "golden_gelu")  # the norm of a shard is no shard of the norm
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map(case, check_vma):
+    """Differentiated from outside."""
+    mesh = mesh_of(AxisType.Auto)
+    rows = P("d", "m")
+    f = jax.shard_map(
+        case.f, mesh=mesh, in_specs=case.specs(rows), out_specs=rows, check_vma=check_vma
+    )
+    battery.assert_same(jax.jit(f)(*case.operands), case.values)
+    slopes = jax.jit(jax.grad(summed(f), case.argnums))(*case.operands)
+    battery.assert_same(slopes, case.slopes)
+
+
+@every("layernorm", "gelu")
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_grad_inside_shard_map(case, check_vma):
+    def shard(*operands):
+        slopes = case.gradients(*operands)
+        if check_vma:  # jax sums the gradients of what does not vary by itself
+            return slopes
+        reduced = [jax.lax.psum(x, ("d", "m")) for x in slopes[2:]]
+        return (*slopes[:2], *reduced)
+
+    specs = case.specs(P("d", "m"))
+    f = jax.shard_map(
+        shard, mesh=mesh_of(AxisType.Auto), in_specs=specs, out_specs=specs, check_vma=check_vma
+    )
+    battery.assert_same(jax.jit(f)(*case.operands), case.slopes)
+
+
+@every("layernorm", "gelu")
+def test_partly_manual_shard_map(case):
+    """Manual over one axis; over the other XLA partitions the call inside."""
+    mesh = mesh_of(AxisType.Auto)
+    f = jax.shard_map(
+        case.f, mesh=mesh, axis_names={"d"}, in_specs=case.specs(P("d")), out_specs=P("d")
+    )
+    operands = case.put(mesh, P("d", "m"))
+    values, used = run(f, *operands)
+    battery.assert_same(values, case.values)
+    assert used == []
+    battery.assert_same(jax.jit(jax.grad(summed(f), case.argnums))(*operands), case.slopes)
+
+
+@every("norm")
+def test_norm_of_shards(case):
+    """What shard_map makes of the norm: one a shard, to be combined by the caller."""
+
+    def whole(x):
+        return jnp.sqrt(jax.lax.psum(jnp.square(case.f(x)), ("d", "m")))
+
+    f = jax.shard_map(whole, mesh=mesh_of(AxisType.Auto), in_specs=P("d", "m"), out_specs=P())
+    battery.assert_same(jax.jit(f)(*case.operands), case.values)
+    battery.assert_same(jax.jit(jax.grad(summed(f), (0,)))(*case.operands), case.slopes)
+
+
+@every("layernorm", "gelu", "norm")
+def test_pmap(case):
+    axes = tuple(0 if kind == "r" else None for kind in case.kinds)
+    operands = [
+        x.reshape(8, 2, *x.shape[1:]) if kind == "r" else x
+        for x, kind in zip(case.operands, case.kinds, strict=True)
+    ]
+    for f in (case.f, case.gradients):
+        battery.assert_same(jax.pmap(f, in_axes=axes)(*operands), jax.vmap(f, axes)(*operands))
