@@ -31,7 +31,6 @@ def both(f, operands, ct, **options):
     ]
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("mode", oracles.MODES)
@@ -99,7 +98,6 @@ def test_every_pair_of_types(dtype, target, rng, x64):
             np.testing.assert_allclose(oracles.real(a), oracles.real(b), rtol=coarse, atol=coarse)
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_residual_component_norm(dtype, rng, x64):
     acc = oracles.accumulation(dtype)

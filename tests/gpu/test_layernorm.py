@@ -133,7 +133,6 @@ def typed_result(implementation, target, *operands):
     return y, pull(y)
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("width", [7, 96, 1000, 4096, 16384, 140001])
 def test_types_of_y(width, rng):
     """y in another type than the data, forward and backward."""
@@ -148,7 +147,6 @@ def test_types_of_y(width, rng):
             assert relative_error(ours, oracles.real(theirs)) < tolerance
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("width", [31, 1024, 16384])
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
 def test_optional_operands_and_results(width, given, rng):
@@ -177,7 +175,6 @@ def test_optional_operands_and_results(width, given, rng):
             assert relative_error(ours, oracles.real(theirs)) < 64 * oracles.unit("float32")
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("width", [33, 768, 16384])
 def test_batched_parameters(width, rng):
     """Groups: one scale an example, and per-example gradients of a shared bias."""

@@ -105,7 +105,6 @@ def shifted(name, operands, results, /, **attributes):
     return [unpadded(array, shape) for array, (shape, _) in zip(out, results)]
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize("width", [7, 768, 1000, 8192, 40000, 140000])
 def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
@@ -143,7 +142,6 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
         oracles.assert_close(actual.reshape(estimate.value.shape), estimate, name)
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     acc = oracles.accumulation(dtype)
