@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+
 from syntonic_jax import (
     golden_gelu,
     phi_residual_gelu,
