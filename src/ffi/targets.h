@@ -1,6 +1,7 @@
 // The targets of the custom calls: which handlers serve them, and which kernel they belong to.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "buffers.h"
@@ -35,15 +36,36 @@ inline auto execute() {
   return ffi::Ffi::BindExecute().Ctx<StreamOfCall>().RemainingArgs().RemainingRets();
 }
 
+// The device of the call, by its number; one that is not known has none.
+inline std::optional<unsigned> current_device() {
+#ifdef SYNTONIC_HOST
+  return 0;
+#else
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return std::nullopt;
+  return static_cast<unsigned>(device);
+#endif
+}
+
 // The initialize stage loads the kernels onto the device of the call: a launch that is being
-// recorded must not do that. It runs before each execution, on each device.
+// recorded must not do that. It runs before each execution, on each device, so what was done for a
+// device and a type is remembered; doing it twice, as two threads may, is harmless.
 template <Status (*load)(DType)>
 ffi::Error load_for(const ffi::AnyBuffer& data) {
+  static std::atomic<uint64_t> loaded[4];  // a bit for each device, by type
   // A wrong dtype is for the execute handler to report.
   const std::optional<DType> dtype = dtype_of(data);
-  if (!dtype || load(*dtype) == kSuccess) return ffi::Error::Success();
-  return ffi::Error::Internal(std::string("the kernels for ") + name_of(*dtype) +
-                              " could not be loaded");
+  if (!dtype) return ffi::Error::Success();
+  const std::optional<unsigned> device = current_device();
+  const uint64_t bit = device && *device < 64 ? uint64_t{1} << *device : 0;
+  std::atomic<uint64_t>& devices = loaded[static_cast<int>(*dtype)];
+  if (devices.load(std::memory_order_relaxed) & bit) return ffi::Error::Success();
+  if (load(*dtype) != kSuccess) {
+    return ffi::Error::Internal(std::string("the kernels for ") + name_of(*dtype) +
+                                " could not be loaded");
+  }
+  devices.fetch_or(bit, std::memory_order_relaxed);
+  return ffi::Error::Success();
 }
 
 template <Status (*load)(DType)>
