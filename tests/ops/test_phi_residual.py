@@ -37,6 +37,11 @@ def formula(identity, residual, mode, activation):
     return JNP_ACTIVATIONS[activation](s * (identity + c * residual))
 
 
+def off_the_kink(identity, residual):
+    """Branches whose symmetric sum is no nearer to 0 than 0.1."""
+    return identity + 0.2 * jnp.sign(identity + residual).astype(identity.dtype), residual
+
+
 def operation(mode, activation):
     return Operation(
         f"{mode}-{activation}",
@@ -46,6 +51,7 @@ def operation(mode, activation):
         ("rows", "rows"),
         "phi_residual",
         linear=activation is None,
+        **({"adjust": off_the_kink} if activation == "relu" else {}),
     )
 
 
