@@ -182,6 +182,14 @@ def test_typed_ffi(f):
     assert "api_version=API_VERSION_TYPED_FFI" in calls[0]
 
 
+def test_nothing_is_launched_for_no_rows():
+    rows = jax.ShapeDtypeStruct((3, 0, WIDTH), jnp.bfloat16)
+    assert custom_calls(gradients(layernorm, 0, 1, 2), rows, rows, PARAMETER) == []
+    for f, count in ((phi_residual_gelu, 2), (golden_gelu, 1), (residual_component_norm, 1)):
+        f = functools.partial(f, implementation="cuda")
+        assert custom_calls(gradients(f, 0), *[rows] * count) == []
+
+
 # --- backward -------------------------------------------------------------------------------------
 
 
