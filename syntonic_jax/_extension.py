@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from importlib import metadata
 from pathlib import Path
 
 # Before the extension: jaxlib must be the first to bring its own C++ symbols into the process.
@@ -16,7 +17,7 @@ def _load():
     """The extension and None, or None and the reason."""
     name = f"{__package__}._kernels"
     try:
-        return importlib.import_module(name), None
+        kernels = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -28,6 +29,29 @@ def _load():
         )
     except ImportError as error:
         return None, f"the extension does not load: {error}"
+    refused = refusal(kernels.ffi_api_version(), runtime_ffi_api_version())
+    return (None, refused) if refused else (kernels, None)
+
+
+def runtime_ffi_api_version() -> tuple[int, int]:
+    """The version of XLA's FFI in this jaxlib, from the header that it ships."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text(encoding="utf-8")
+    numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header))
+    return int(numbers["MAJOR"]), int(numbers["MINOR"])
+
+
+def refusal(built: tuple[int, int], runtime: tuple[int, int]) -> str | None:
+    """Why handlers built for one version of the FFI must not be registered with another.
+
+    XLA refuses newer ones while jax's CUDA plugin starts, and takes the plugin down with them.
+    """
+    if built <= runtime:
+        return None
+    return (
+        f"the kernels were built for XLA FFI {built[0]}.{built[1]}, and jaxlib "
+        f"{metadata.version('jaxlib')} has {runtime[0]}.{runtime[1]}: rebuild against this jaxlib, or an "
+        f"older one"
+    )
 
 
 def _register(kernels) -> None:

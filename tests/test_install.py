@@ -82,6 +82,19 @@ def test_extension_offers_both_stages_of_every_target():
 
 
 @needs_kernels
+def test_extension_was_built_for_an_ffi_that_this_jaxlib_has():
+    built = _extension._kernels.ffi_api_version()
+    assert _extension.refusal(built, _extension.runtime_ffi_api_version()) is None
+
+
+def test_kernels_of_a_newer_ffi_are_refused():
+    major, minor = _extension.runtime_ffi_api_version()
+    assert _extension.refusal((major, minor), (major, minor)) is None
+    why = _extension.refusal((major, minor + 1), (major, minor))
+    assert why.startswith(f"the kernels were built for XLA FFI {major}.{minor + 1}")
+
+
+@needs_kernels
 def test_extension_knows_its_kernels_and_architectures():
     assert set(_extension.kernels()) == STEMS
     assert _extension.architectures()

@@ -1,5 +1,6 @@
 // The extension module: hands the targets to Python, which registers them with XLA.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -42,5 +43,8 @@ NB_MODULE(SYNTONIC_MODULE, module) {
   module.doc() = "The CUDA kernels of syntonic-jax as XLA custom calls.";
   module.def("registrations", &registrations, "Targets: {name: {stage: capsule}}.");
   module.def("kernels", &kernels, "Stems of the kernels.");
+  module.def(
+      "ffi_api_version", [] { return std::make_pair(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); },
+      "The version of XLA's FFI that the handlers were compiled for.");
   module.def("architectures", &architectures, "What the kernels were compiled for.");
 }
