@@ -47,10 +47,10 @@ def refusal(built: tuple[int, int], runtime: tuple[int, int]) -> str | None:
     """
     if built <= runtime:
         return None
+    jaxlib = metadata.version("jaxlib")
     return (
-        f"the kernels were built for XLA FFI {built[0]}.{built[1]}, and jaxlib "
-        f"{metadata.version('jaxlib')} has {runtime[0]}.{runtime[1]}: rebuild against this jaxlib, or an "
-        f"older one"
+        f"the kernels were built for XLA FFI {built[0]}.{built[1]}, and jaxlib {jaxlib} has "
+        f"{runtime[0]}.{runtime[1]}: rebuild against this jaxlib, or an older one"
     )
 
 
