@@ -15,7 +15,7 @@ struct Forward {
   AnyArray y;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
-    return load<T, N>(x + start, at, vector);
+    return load<T, N, Cache::keep>(x + start, at, vector);
   }
 
   __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
@@ -41,7 +41,8 @@ struct Cotangent {
   T* dx;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
-    return {load<T, N>(x + start, at, vector), load_any<Acc<T>, N>(ct, start, at, vector)};
+    return {load<T, N, Cache::keep>(x + start, at, vector),
+            load_any<Acc<T>, N>(ct, start, at, vector)};
   }
 
   __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {

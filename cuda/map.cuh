@@ -6,7 +6,7 @@
 namespace syntonic {
 
 constexpr int kMapThreads = 256;
-constexpr int kMapPacks = 2;  // a thread
+constexpr int kMapPacks = 1;  // a thread
 
 // A map has a type T of the data, a type `Loaded` of the operands of one pack in registers, and
 //   Loaded read(int64_t start, const Span&, bool vector) const

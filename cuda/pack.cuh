@@ -120,17 +120,36 @@ __device__ Packed<T, N> pack(const A (&x)[N]) {
 }
 
 // Where the elements of a pack lie in a row, or in a stretch of one: first, first + step, ...
-// short of end.
+// from begin on and short of end.
 //
 // Vector access (one 16-byte transaction a pack, step 1) needs aligned pointers and a row width
 // that is a multiple of the pack. Otherwise neighbouring threads take neighbouring elements, so
 // that a warp still touches whole sectors, whatever the alignment.
+//
+// A wide row of another width in an aligned array is moved by the packs of the array (step 1): one
+// on an edge of the row is read whole, with elements that are not the row's and must be ignored,
+// but written one by one. No pack is read beyond `limit`, where the array ends.
 struct Span {
   int first;
   int step;
   int end;
+  int begin = 0;
+  int limit = 0;  // 0: elements `step` apart; less: a pack whose elements are moved one by one
 
-  __device__ bool holds(int e) const { return first + e * step < end; }
+  __device__ bool holds(int e) const {
+    if (limit == 0) return first + e * step < end;
+    return static_cast<unsigned>(first + e - begin) < static_cast<unsigned>(end - begin);
+  }
+  __device__ Span one_by_one() const { return {first, 1, end, begin, -1}; }
+
+  template <int N>
+  __device__ bool readable() const {
+    return limit > 0 && first < end && first + N <= limit;
+  }
+  template <int N>
+  __device__ bool writable() const {
+    return limit > 0 && first >= begin && first + N <= end;
+  }
 };
 
 // The span of pack number `index` of the thread `rank` out of `size` that share [0, end).
@@ -140,7 +159,9 @@ __device__ Span span(bool vector, int index, int size, int rank, int end) {
                 : Span{index * N * size + rank, size, end};
 }
 
-// Data that is used once must not push out of the L1 cache what is used by every row.
+// How data passes the caches, chosen by measurement. Read once: past the L1 cache, which is left to
+// the parameters; pays where a row of those is large. Written once: first to leave the L2 cache;
+// pays beside reads by copies in the background. Elsewhere both cost more than they save.
 enum class Cache { once, keep };
 
 template <Cache kCache, int kWords>
@@ -167,14 +188,15 @@ __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
   }
 }
 
-// Elements out of the span read as zero.
+// Packs out of the span read as zero.
 template <class T, int N, Cache kCache = Cache::once>
 __device__ Packed<T, N> load(const T* row, const Span& at, bool vector) {
   Packed<T, N> packed = {};
-  if (vector) {
-    if (at.first < at.end) load_words<kCache>(row + at.first, packed.word);
+  if (vector ? at.first < at.end : at.readable<N>()) {
+    load_words<kCache>(row + at.first, packed.word);
     return packed;
   }
+  if (vector) return packed;
 #pragma unroll
   for (int e = 0; e < N; ++e) {
     if (!at.holds(e)) continue;
@@ -192,18 +214,22 @@ __device__ Packed<T, N> load(const T* row, const Span& at, bool vector) {
   return packed;
 }
 
-template <class T, int N>
+template <Cache kCache = Cache::keep, class T, int N>
 __device__ void store(T* row, const Span& at, bool vector, const Packed<T, N>& packed) {
   constexpr int kWords = N * sizeof(T) / 4;
   const uint32_t (&word)[kWords] = packed.word;
-  if (vector) {
-    if (at.first >= at.end) return;
+  if (vector ? at.first < at.end : at.writable<N>()) {
     void* address = row + at.first;
     if constexpr (kWords % 4 == 0) {
 #pragma unroll
       for (int i = 0; i < kWords; i += 4) {
-        static_cast<uint4*>(address)[i / 4] =
-            make_uint4(word[i], word[i + 1], word[i + 2], word[i + 3]);
+        uint4* target = static_cast<uint4*>(address) + i / 4;
+        const uint4 four = make_uint4(word[i], word[i + 1], word[i + 2], word[i + 3]);
+        if constexpr (kCache == Cache::once) {
+          __stcs(target, four);
+        } else {
+          *target = four;
+        }
       }
     } else if constexpr (kWords == 2) {
       *static_cast<uint2*>(address) = make_uint2(word[0], word[1]);
@@ -212,6 +238,7 @@ __device__ void store(T* row, const Span& at, bool vector, const Packed<T, N>& p
     }
     return;
   }
+  if (vector) return;
 #pragma unroll
   for (int e = 0; e < N; ++e) {
     if (!at.holds(e)) continue;
@@ -227,9 +254,28 @@ __device__ void store(T* row, const Span& at, bool vector, const Packed<T, N>& p
 }
 
 // Parameters: one row of the accumulation type beside the data, read again for every row of it.
+// Where the packs of the data are shifted against those of the parameters, the pieces of 16 bytes
+// that hold the elements are read, one more than otherwise, and shifted by as much.
 template <class A, int N>
 __device__ void load_parameter(const A* row, const Span& at, bool vector, A (&x)[N]) {
-  unpack(load<A, N, Cache::keep>(row, at, vector), x);
+  constexpr int kPiece = kVector<A>;
+  if (vector || at.limit == 0) return unpack(load<A, N, Cache::keep>(row, at, vector), x);
+  if (at.first < at.begin + kPiece || at.first + N + kPiece > at.end) {
+    return unpack(load<A, N, Cache::keep>(row, at.one_by_one(), false), x);
+  }
+  const uintptr_t address = reinterpret_cast<uintptr_t>(row + at.first);
+  Packed<A, N + kPiece> wide;
+  load_words<Cache::keep>(reinterpret_cast<const void*>(address / 16 * 16), wide.word);
+  A y[N + kPiece];
+  unpack(wide, y);
+#pragma unroll
+  for (int by = 1; by < kPiece; by *= 2) {
+    const bool shift = address / sizeof(A) & by;
+#pragma unroll
+    for (int e = 0; e + by < N + kPiece; ++e) y[e] = shift ? y[e + by] : y[e];
+  }
+#pragma unroll
+  for (int e = 0; e < N; ++e) x[e] = y[e];
 }
 
 // An array whose type is known at run time only: y and its cotangent may have any type. All
@@ -264,7 +310,8 @@ struct AnyPacked {
 template <class T, class A, int N>
 __device__ void load_into(AnyPacked<A, N>& packed, const void* data, int64_t start, const Span& at,
                           bool vector) {
-  const Packed<T, N> source = load<T, N>(static_cast<const T*>(data) + start, at, vector);
+  const Packed<T, N> source =
+      load<T, N, Cache::keep>(static_cast<const T*>(data) + start, at, vector);
   if constexpr (sizeof(T) <= sizeof(A)) {
 #pragma unroll
     for (int i = 0; i < int(N * sizeof(T) / 4); ++i) packed.word[i] = source.word[i];

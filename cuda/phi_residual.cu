@@ -24,7 +24,8 @@ struct Forward {
   Activation activation;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
-    return {load<T, N>(identity + start, at, vector), load<T, N>(residual + start, at, vector)};
+    return {load<T, N, Cache::keep>(identity + start, at, vector),
+            load<T, N, Cache::keep>(residual + start, at, vector)};
   }
 
   // The activation sees the sum before it is rounded.

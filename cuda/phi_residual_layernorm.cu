@@ -12,7 +12,7 @@ template <class T>
 struct Arguments {
   using A = Acc<T>;
 
-  explicit Arguments(const PhiResidualLayernorm& call, const RowPlan& plan)
+  Arguments(const PhiResidualLayernorm& call, const RowPlan& plan)
       : identity(static_cast<const T*>(call.identity)),
         residual(static_cast<const T*>(call.residual)),
         scale(static_cast<const A*>(call.scale)),
@@ -24,6 +24,7 @@ struct Arguments {
         rows(call.rows.total()),
         group_rows(call.rows.groups == 1 ? 0 : call.rows.count),
         width(call.rows.width),
+        shifted(all_aligned(call.identity, call.residual, call.y, call.z)),
         team(plan.team),
         sum_scale(static_cast<A>(call.sum_scale)),
         residual_scale(static_cast<A>(call.residual_scale)),
@@ -41,6 +42,7 @@ struct Arguments {
   int64_t rows;
   int64_t group_rows;  // 0: one group, no division needed
   int64_t width;
+  bool shifted;  // whether rows of other than whole packs may be moved by packs
   int team;
   A sum_scale;
   A residual_scale;
@@ -109,25 +111,46 @@ __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t p
   store_any(a.y, start, at, vector, y);
 }
 
+// How many blocks of `normalise` a multiprocessor should have registers for.
+template <class T, int K, bool kAligned>
+constexpr int blocks_at_once() {
+  if (sizeof(T) == 8 || K == 8) return 1;
+  return kAligned || std::is_same_v<T, f16> ? 2 : 3;  // conversion of float16 takes more of them
+}
+
 // Rows that fit: K packs a thread.
 template <class T, int K, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads, sizeof(T) < 8 ? 2 : 1)
+__global__ void __launch_bounds__(kAligned ? kMaxThreads : kForwardTuning.unaligned_threads,
+                                  blocks_at_once<T, K, kAligned>())
     normalise(const Arguments<T> a) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
+  constexpr bool kShifted = !kAligned && K > 2;  // narrow rows are mostly edges
+  constexpr Cache kCache = K < 8 ? Cache::keep : Cache::once;
   __shared__ Exchange<Moments<A>> shared;
   const Team team(a.team);
   Reducer<Moments<A>> reduce(shared, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
-  const int64_t start = row * a.width;
-  const int end = row < a.rows ? static_cast<int>(a.width) : 0;  // an idle team: an empty row
-  const auto at = [&](int k) { return span<N>(kAligned, k, team.size, team.rank, end); };
+  int64_t start = row * a.width;
+  int begin = 0, end = row < a.rows ? static_cast<int>(a.width) : 0;  // an idle team: an empty row
+  int limit = -1;
+  if (kShifted && a.shifted && end > 0) {
+    begin = static_cast<int>(start % N);
+    start -= begin;
+    end += begin;
+    const int64_t rest = a.rows * a.width - start;
+    limit = rest < end + N ? static_cast<int>(rest) : end + N;
+  }
+  const auto at = [&](int k) {
+    if (kShifted) return Span{(k * team.size + team.rank) * N, 1, end, begin, limit};
+    return span<N>(kAligned, k, team.size, team.rank, end);
+  };
 
   RowPack<T> z[K], residual[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    z[k] = load<T, N>(a.identity + start, at(k), kAligned);
-    residual[k] = load<T, N>(a.residual + start, at(k), kAligned);
+    z[k] = load<T, N, kCache>(a.identity + start, at(k), kAligned);
+    residual[k] = load<T, N, kCache>(a.residual + start, at(k), kAligned);
   }
   A x[K][N];
 #pragma unroll
@@ -140,7 +163,7 @@ __global__ void __launch_bounds__(kMaxThreads, sizeof(T) < 8 ? 2 : 1)
   const Moments<A> moments = reduce.all(moments_of(x, valid));
   const A rstd = reciprocal_deviation(a, moments);
   store_statistics(a, team, row, moments.mean(), rstd);
-  const int64_t parameters = parameter_row(a, row);
+  const int64_t parameters = parameter_row(a, row) - begin;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean(), rstd);
@@ -193,9 +216,9 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
-  return !aligned          ? normalise<T, kForwardTuning.unaligned_packs, false>
-         : plan.packs == 2 ? normalise<T, 2, true>
-                           : normalise<T, 4, true>;
+  return plan.packs == 2   ? (aligned ? normalise<T, 2, true> : normalise<T, 2, false>)
+         : plan.packs == 4 ? (aligned ? normalise<T, 4, true> : normalise<T, 4, false>)
+                           : normalise<T, 8, true>;
 }
 
 template <class T>
@@ -230,8 +253,8 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
 Status load_phi_residual_layernorm(DType dtype) {
   const Status status = with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    return load_kernels(normalise<T, 2, true>, normalise<T, 4, true>,
-                        normalise<T, kForwardTuning.unaligned_packs, false>, normalise_stream<T>);
+    return load_kernels(normalise<T, 2, true>, normalise<T, 4, true>, normalise<T, 8, true>,
+                        normalise<T, 2, false>, normalise<T, 4, false>, normalise_stream<T>);
   });
   return status == kSuccess ? load_phi_residual_layernorm_cotangent(dtype) : status;
 }

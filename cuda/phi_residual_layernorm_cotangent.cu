@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
-  return !aligned          ? pull_back<T, kCotangentTuning.unaligned_packs, false>
+  return !aligned          ? pull_back<T, kCotangentTuning.unaligned[0].packs, false>
          : plan.packs == 2 ? pull_back<T, 2, true>
                            : pull_back<T, 3, true>;
 }
@@ -334,7 +334,7 @@ Status load_phi_residual_layernorm_cotangent(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
     for (const auto kernel : {pull_back<T, 2, true>, pull_back<T, 3, true>,
-                              pull_back<T, kCotangentTuning.unaligned_packs, false>}) {
+                              pull_back<T, kCotangentTuning.unaligned[0].packs, false>}) {
       const Status status = load_ring(kernel, kExchangeBytes<T>);
       if (status != kSuccess) return status;
     }

@@ -92,12 +92,12 @@ __device__ void store_gradients(const Arguments<T>& a, int64_t start, const Span
   if (a.d_identity) {
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = a.identity_scale * dz[e];
-    store(a.d_identity + start, at, vector, pack<T>(d));
+    store<Cache::once>(a.d_identity + start, at, vector, pack<T>(d));
   }
   if (a.d_residual) {
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = a.residual_scale * dz[e];
-    store(a.d_residual + start, at, vector, pack<T>(d));
+    store<Cache::once>(a.d_residual + start, at, vector, pack<T>(d));
   }
 }
 

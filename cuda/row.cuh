@@ -18,20 +18,23 @@ struct RowPlan {
 
 struct RowTuning {
   struct Step {
-    int64_t upto;  // packs in a row
-    int packs;     // a thread
+    int64_t upto = 0;  // packs in a row
+    int packs = 0;     // a thread
+    int block = 128;   // threads in a block of teams that are smaller
+    int more = 0;      // packs that a row may touch where it does not begin one
   };
-  Step step[5];  // for vector access; the last one holds for all wider rows
-  int unaligned_packs;
+  Step step[6];           // for vector access; the last one holds for all wider rows
+  Step unaligned[2];      // for any other
+  int unaligned_threads;  // the most in a block
 };
 
 // Every tuning number of the row kernels: found by measurement on an H100.
-constexpr RowTuning kForwardTuning = {{{32, 2}, {128, 4}, {512, 2}, {0, 4}}, 2};
-constexpr RowTuning kCotangentTuning = {{{512, 2}, {768, 3}, {1024, 2}, {1536, 3}, {0, 2}}, 2};
-// A block of teams that are smaller than this holds two of them or kNarrowThreads, whichever is
-// more.
+constexpr RowTuning kForwardTuning = {
+    {{32, 2}, {16384, 4}, {0, 8}}, {{256, 2}, {0, 4, 128, 1}}, 256};
+constexpr RowTuning kCotangentTuning = {
+    {{96, 2}, {512, 2, 256}, {768, 3}, {1024, 2}, {1536, 3}, {0, 2}}, {{0, 2}}, kMaxThreads};
+// A block of teams that are smaller than this holds at least two of them.
 constexpr int kPairedTeam = 256;
-constexpr int kNarrowThreads = 128;
 // Rows on their way to a team at any time.
 constexpr int kRingStages = 3;
 constexpr int64_t kMaxGrid = 0x7fffffff;
@@ -57,23 +60,25 @@ bool has_clusters(K* kernel) {
 template <class K>
 RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowTuning& tuning) {
   const int64_t packs = ceil_div(width, vector);
-  const RowTuning::Step* step = tuning.step;
+  const RowTuning::Step* step = aligned ? tuning.step : tuning.unaligned;
   while (step->upto != 0 && packs > step->upto) ++step;
-  const int held = aligned ? step->packs : tuning.unaligned_packs;
-  const int64_t threads = ceil_div(packs, held);
+  const int held = step->packs;
+  const int64_t threads = ceil_div(packs + step->more, held);
+  const int most = aligned ? kMaxThreads : tuning.unaligned_threads;
   if (threads <= kWarp) {
     int team = 1;
     while (team < threads) team *= 2;
-    return {held, kNarrowThreads, team};
+    return {held, step->block, team};
   }
-  if (threads <= kMaxThreads) {
+  if (threads <= most) {
     const int team = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
-    return {held, team < kPairedTeam ? 2 * team : team, team};
+    const int teams = team < kPairedTeam ? std::max(2, step->block / team) : 1;
+    return {held, std::min(teams, most / team) * team, team};
   }
   if (!has_clusters(kernel)) return {0, kMaxThreads, kMaxThreads};
-  if (threads > kMaxThreads * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
+  if (threads > most * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
   int blocks = 2;
-  while (threads > blocks * kMaxThreads) blocks *= 2;
+  while (threads > blocks * most) blocks *= 2;
   const int block = static_cast<int>(ceil_div(ceil_div(threads, blocks), kWarp)) * kWarp;
   return {held, block, block * blocks};
 }
