@@ -135,7 +135,16 @@ WRONG = [
     ("phi_residual_layernorm_cotangent", {"rstd": floats(6, dtype="float16")}, "rstd must be"),
     ("phi_residual_layernorm_cotangent", {"scale": floats(4, 4)}, "scale has 4 rows, which do not"),
     ("phi_residual_layernorm_cotangent", {"scale": floats(2, 4)}, "no multiple of the 2 rows of"),
+    ("phi_residual_layernorm_cotangent", {"mean": floats(6, dtype="float16")}, "mean must be"),
+    (
+        "phi_residual_layernorm_cotangent",
+        {"d_scale": floats(3, 4, dtype="float16")},
+        "d_scale must",
+    ),
+    ("phi_residual_layernorm_cotangent", {"d_bias": floats(3, 4, dtype="float16")}, "d_bias must"),
+    ("phi_residual_layernorm_cotangent", {"d_identity": floats(4, 6)}, "d_identity " + SHAPE[:10]),
     ("phi_residual_layernorm_cotangent", {"d_identity": HALF}, "d_identity must be float32"),
+    ("phi_residual_layernorm_cotangent", {"d_residual": HALF}, "d_residual must be float32"),
     ("phi_residual_layernorm_cotangent", {"d_residual": floats(4, 6)}, "d_residual " + SHAPE[:10]),
     (
         "phi_residual_layernorm_cotangent",
