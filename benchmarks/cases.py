@@ -117,7 +117,7 @@ class Case(NamedTuple):
 
 # Row widths and types. Elementwise operations have one shape a type.
 FULL = {
-    "bfloat16": (256, 768, 1000, 1024, 4096, 5000, 8192, 16384, 50257, 65536, 262144),
+    "bfloat16": (256, 768, 1000, 1024, 4096, 5000, 8192, 12288, 16384, 50257, 65536, 262144),
     "float32": (1024, 4096, 16384),
     "float16": (4096,),
 }

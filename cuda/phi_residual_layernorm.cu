@@ -112,16 +112,16 @@ __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t p
 }
 
 // How many blocks of `normalise` a multiprocessor should have registers for.
-template <class T, int K, bool kAligned>
+template <class T, int K, int kThreads>
 constexpr int blocks_at_once() {
   if (sizeof(T) == 8 || K == 8) return 1;
-  return kAligned || std::is_same_v<T, f16> ? 2 : 3;  // conversion of float16 takes more of them
+  // Conversion of float16 takes more of them.
+  return kThreads == kMaxThreads || std::is_same_v<T, f16> ? 2 : 3;
 }
 
-// Rows that fit: K packs a thread.
-template <class T, int K, bool kAligned>
-__global__ void __launch_bounds__(kAligned ? kMaxThreads : kForwardTuning.unaligned_threads,
-                                  blocks_at_once<T, K, kAligned>())
+// Rows that fit: K packs a thread, at most kThreads threads in a block.
+template <class T, int K, int kThreads, bool kAligned>
+__global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
     normalise(const Arguments<T> a) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
@@ -216,9 +216,15 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
-  return plan.packs == 2   ? (aligned ? normalise<T, 2, true> : normalise<T, 2, false>)
-         : plan.packs == 4 ? (aligned ? normalise<T, 4, true> : normalise<T, 4, false>)
-                           : normalise<T, 8, true>;
+  constexpr int kUnaligned = kForwardTuning.unaligned_threads;
+  if (!aligned) {
+    return plan.packs == 2 ? normalise<T, 2, kUnaligned, false>
+                           : normalise<T, 4, kUnaligned, false>;
+  }
+  return plan.packs == 2               ? normalise<T, 2, kMaxThreads, true>
+         : plan.packs == 8             ? normalise<T, 8, kMaxThreads, true>
+         : plan.threads <= kFewThreads ? normalise<T, 4, kFewThreads, true>
+                                       : normalise<T, 4, kMaxThreads, true>;
 }
 
 template <class T>
@@ -245,7 +251,7 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const RowPlan plan = plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
-                                   normalise<T, 4, true>, kForwardTuning);
+                                   normalise<T, 4, kMaxThreads, true>, kForwardTuning);
     return run<T>(stream, call, plan);
   });
 }
@@ -253,8 +259,11 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
 Status load_phi_residual_layernorm(DType dtype) {
   const Status status = with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    return load_kernels(normalise<T, 2, true>, normalise<T, 4, true>, normalise<T, 8, true>,
-                        normalise<T, 2, false>, normalise<T, 4, false>, normalise_stream<T>);
+    constexpr int kUnaligned = kForwardTuning.unaligned_threads;
+    return load_kernels(normalise<T, 2, kMaxThreads, true>, normalise<T, 4, kFewThreads, true>,
+                        normalise<T, 4, kMaxThreads, true>, normalise<T, 8, kMaxThreads, true>,
+                        normalise<T, 2, kUnaligned, false>, normalise<T, 4, kUnaligned, false>,
+                        normalise_stream<T>);
   });
   return status == kSuccess ? load_phi_residual_layernorm_cotangent(dtype) : status;
 }

@@ -6,48 +6,46 @@ namespace {
 
 using namespace layernorm_cotangent;
 
-// What the ring holds of a pack: z, ct_z and ct_y, in this order.
-template <class T, int K>
-__device__ void fetch_pack(const Arguments<T>& a, const Ring<K>& ring, int turn, int k,
-                           int64_t start, const Span& at, bool vector) {
+// What the ring holds of a pack: z, ct_z and ct_y, in this order, `stride` pieces apart.
+template <class T>
+__device__ void fetch_pack(const Arguments<T>& a, uint4* pack, int stride, int64_t start,
+                           const Span& at, bool vector) {
   constexpr int N = kVector<T>;
-  uint4* piece = ring.pack_at(turn, k);
-  stage<T, N>(piece, ring.stride, a.z + start, at, vector);
-  if (a.ct_z) stage<T, N>(piece + ring.stride, ring.stride, a.ct_z + start, at, vector);
-  stage_any<N>(a.ct_y, piece + 2 * ring.stride, ring.stride, start, at, vector);
+  stage<T, N>(pack, stride, a.z + start, at, vector);
+  if (a.ct_z) stage<T, N>(pack + stride, stride, a.ct_z + start, at, vector);
+  stage_any<N>(a.ct_y, pack + 2 * stride, stride, start, at, vector);
 }
 
-template <class T, int K>
-__device__ void read_pack(const Arguments<T>& a, const Ring<K>& ring, int turn, int k, Acc<T> mean,
+template <class T>
+__device__ void read_pack(const Arguments<T>& a, const uint4* pack, int stride, Acc<T> mean,
                           Acc<T> rstd, Acc<T> (&xhat)[kVector<T>], Acc<T> (&ct)[kVector<T>]) {
-  const uint4* piece = ring.pack_at(turn, k);
-  unpack(staged<T, kVector<T>>(piece, ring.stride), xhat);
+  unpack(staged<T, kVector<T>>(pack, stride), xhat);
   normalise<T>(xhat, mean, rstd);
-  unpack_staged(a.ct_y, piece + 2 * ring.stride, ring.stride, ct);
+  unpack_staged(a.ct_y, pack + 2 * stride, stride, ct);
 }
 
-template <class T, int K>
-__device__ Packed<T, kVector<T>> read_ct_z(const Arguments<T>& a, const Ring<K>& ring, int turn,
-                                           int k) {
+template <class T>
+__device__ Packed<T, kVector<T>> read_ct_z(const Arguments<T>& a, const uint4* pack, int stride) {
   if (!a.ct_z) return {};
-  return staged<T, kVector<T>>(ring.pack_at(turn, k) + ring.stride, ring.stride);
+  return staged<T, kVector<T>>(pack + stride, stride);
 }
 
 // Rows that fit, K packs a thread, on a persistent grid. The rows to come are on their way, and the
 // next one is summed up before the gradient of this one is written, so that no thread waits for the
 // reduction. The parameter gradients gather in registers. Needs two stages of the ring.
 template <class T, int K, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2 : 1)
     pull_back(const Arguments<T> a, const Workers workers, const Sums<Acc<T>> sums,
               const int stages) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr bool kHoldScale = K <= 2;  // more would not fit into the registers
-  extern __shared__ uint4 dynamic[];
+  extern __shared__ __align__(16 * kLine) uint4 dynamic[];
   __shared__ Exchange<SumPair<A>> exchange;
   const Team team(a.team);
   Reducer<SumPair<A>> reduce(exchange, team);
-  const Ring<K> ring(dynamic, 2 + a.ct_y_pieces);
+  const Ring<K> ring(dynamic, 2 + a.ct_y_pieces, team, a.width * sizeof(T));
+  const int stride = ring.stride, pack_stride = ring.pieces * stride;
   const int width = static_cast<int>(a.width);
   const A inverse_width = A(1) / width;
   const int64_t step = workers.members * team.count;
@@ -63,7 +61,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       const bool present = row < end;  // an idle team reads zeros
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        fetch_pack(a, ring, turn, k, present ? row * width : 0, at(k, present), kAligned);
+        fetch_pack(a, ring.packs_of(row, turn) + k * pack_stride, stride, present ? row * width : 0,
+                   at(k, present), kAligned);
       }
       commit_copies();
     };
@@ -82,12 +81,13 @@ __global__ void __launch_bounds__(kMaxThreads)
       }
     };
     // The first half of a row: what it adds to the sums along it and across it.
-    const auto sum_up = [&](int turn, A mean, A rstd) {
+    const auto sum_up = [&](int turn, int64_t row, A mean, A rstd) {
+      const uint4* packs = ring.packs_of(row, turn);
       SumPair<A> sums;
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         A xhat[N], ct[N], scale[N];
-        read_pack(a, ring, turn, k, mean, rstd, xhat, ct);
+        read_pack(a, packs + k * pack_stride, stride, mean, rstd, xhat, ct);
         scale_of(k, scale);
         add_products(sums, xhat, ct, scale);
 #pragma unroll
@@ -100,13 +100,14 @@ __global__ void __launch_bounds__(kMaxThreads)
     };
     // The second half: its gradient.
     const auto finish = [&](int turn, int64_t row, A mean, A rstd, const SumPair<A>& means) {
+      const uint4* packs = ring.packs_of(row, turn);
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         A xhat[N], ct[N], scale[N];
-        read_pack(a, ring, turn, k, mean, rstd, xhat, ct);
+        read_pack(a, packs + k * pack_stride, stride, mean, rstd, xhat, ct);
         scale_of(k, scale);
         store_gradients(a, row * width, at(k, row < end), kAligned, rstd * a.scale_factor, xhat, ct,
-                        scale, read_ct_z(a, ring, turn, k), means);
+                        scale, read_ct_z(a, packs + k * pack_stride, stride), means);
       }
     };
 
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     // Zero for an idle team: no NaN may reach its sums.
     A mean = row < end ? a.mean[row] : A(0), rstd = row < end ? a.rstd[row] : A(0);
     wait_copies(stages - 1);
-    sum_up(0, mean, rstd);
+    sum_up(0, row, mean, rstd);
     for (int turn = 0; first < end; first += step, row += step) {
       SumPair<A> means = reduce.collect();
       means.first *= inverse_width;
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       const A next_rstd = next < end ? a.rstd[next] : A(0);
       if (first + step < end) {
         wait_copies(stages - 2);
-        sum_up(next_turn, next_mean, next_rstd);
+        sum_up(next_turn, next, next_mean, next_rstd);
       }
       finish(turn, row, mean, rstd, means);
       fetch(turn, row + stages * step);
@@ -230,8 +231,9 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
   return !aligned          ? pull_back<T, kCotangentTuning.unaligned[0].packs, false>
+         : plan.packs == 1 ? pull_back<T, 1, true>
          : plan.packs == 2 ? pull_back<T, 2, true>
-                           : pull_back<T, 3, true>;
+                           : pull_back<T, 4, true>;
 }
 
 template <class T>
@@ -286,20 +288,17 @@ Status run_stream(Stream stream, const PhiResidualLayernormCotangent& call, cons
 }
 
 template <class T>
-constexpr size_t kExchangeBytes = sizeof(Exchange<SumPair<Acc<T>>>);
-
-template <class T>
 Status run(Stream stream, const PhiResidualLayernormCotangent& call, const RowPlan& plan,
            int stages) {
   const Arguments<T> arguments(call, plan);
-  const size_t stage = ring_turn(plan.threads, plan.packs, 2 + arguments.ct_y_pieces);
-  if (plan.packs > 0) stages = std::min<int>(stages, ring_capacity(kExchangeBytes<T>) / stage);
+  const auto kernel = kernel_for<T>(plan, vector_access<T>(call));
+  const size_t stage = ring_turn(plan, 2 + arguments.ct_y_pieces, call.rows.width * sizeof(T));
+  if (plan.packs > 0) stages = std::min<int>(stages, ring_capacity(kernel) / stage);
   // Without d_identity and d_residual there is nothing to reduce along a row.
   if (plan.packs == 0 || stages < 2 || !(call.d_identity || call.d_residual)) {
     const RowPlan block = {0, kMaxThreads, kMaxThreads};
     return run_stream<T>(stream, call, plan.packs == 0 ? plan : block);
   }
-  const auto kernel = kernel_for<T>(plan, vector_access<T>(call));
   Grid grid = {0, plan.threads, cluster_size(plan), stage * stages};
   const int64_t resident = resident_blocks(grid, kernel) / grid.cluster;
   return gather<T>(stream, call, teams_per_block(plan), resident,
@@ -333,9 +332,9 @@ Status phi_residual_layernorm_cotangent(Stream stream, const PhiResidualLayernor
 Status load_phi_residual_layernorm_cotangent(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    for (const auto kernel : {pull_back<T, 2, true>, pull_back<T, 3, true>,
+    for (const auto kernel : {pull_back<T, 1, true>, pull_back<T, 2, true>, pull_back<T, 4, true>,
                               pull_back<T, kCotangentTuning.unaligned[0].packs, false>}) {
-      const Status status = load_ring(kernel, kExchangeBytes<T>);
+      const Status status = load_ring(kernel);
       if (status != kSuccess) return status;
     }
     return load_kernels(pull_back_stream<T>, pull_back_columns<T>, fold_columns<Acc<T>>);

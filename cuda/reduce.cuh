@@ -2,6 +2,7 @@
 // block, or a cluster of blocks. One barrier each, no atomics, a fixed order of combination.
 #pragma once
 
+#include "barrier.cuh"
 #include "pack.cuh"
 
 namespace syntonic {
@@ -79,54 +80,6 @@ __device__ Moments<A> moments_of(const A (&x)[K][N], Valid valid) {
   return {static_cast<A>(count), mean, correction, m2 - correction * error};
 }
 
-// ---- thread-block clusters, from compute capability 9.0 on ----
-
-constexpr int kMaxCluster = 8;  // the portable limit
-
-__device__ inline void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-__device__ inline void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-__device__ inline int cluster_rank() {
-  uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return static_cast<int>(rank);
-}
-
-// A barrier of the block, or of its cluster, in two halves. A block launched without a cluster is
-// one of its own. Before compute capability 9.0 all the waiting is done in the second half.
-__device__ inline void split_arrive() { cluster_arrive(); }
-
-__device__ inline void split_wait() {
-#if __CUDA_ARCH__ >= 900
-  cluster_wait();
-#else
-  __syncthreads();
-#endif
-}
-
-// The address of the same shared variable in another block of the cluster.
-template <class P>
-__device__ P* in_block(P* shared, int block) {
-#if __CUDA_ARCH__ >= 900
-  P* remote;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(shared), "r"(block));
-  return remote;
-#else
-  return shared;
-#endif
-}
-
 // ---- teams ----
 
 constexpr int kWarp = 32;
@@ -182,31 +135,42 @@ __device__ M across_lanes(M value, int lanes) {
   return value;
 }
 
-// What the warps of a block, and of its cluster, leave for each other. Two halves take turns, so
-// that one barrier a reduction is enough: a warp may enter the next reduction while a slower one
-// still reads the results of this one, but not the one after.
+// What the warps of a block, and of its cluster, leave for each other. Two halves take turns, each
+// with a barrier: a warp may enter the next reduction while a slower one still reads the results of
+// this one, but not the one after.
 template <class M>
 struct Exchange {
   struct Entry {
     uint32_t word[sizeof(M) / 4];
   };
   Entry entry[2][kMaxCluster][kMaxWarps];
+  Barrier barrier[2];
 };
 
 // A reduction in two halves: between `post` and `collect` a thread may do other work while slower
 // warps, or other blocks of the cluster, catch up. All threads of the block (of the cluster) must
-// call each of them together.
+// call each of them together, and collect whatever they posted.
 template <class M>
 class Reducer {
  public:
   __device__ Reducer(Exchange<M>& shared, const Team& team) : shared_(shared), team_(team) {
-    // No block may write to a peer that has not started.
-    if (team.blocks > 1) cluster_arrive();
+    if (team.size <= kWarp) return;
+    if (threadIdx.x == 0) {
+      // Of a cluster only one thread arrives, and announces what the warps of all blocks will send.
+      const int arrivals = team.blocks > 1 ? 1 : static_cast<int>(blockDim.x) / kWarp;
+      shared.barrier[0].init(arrivals);
+      shared.barrier[1].init(arrivals);
+    }
+    if (team.blocks > 1) {
+      cluster_arrive();
+    } else {
+      __syncthreads();
+    }
   }
 
   // A block whose peers wait for it to start must not leave unmet.
   __device__ ~Reducer() {
-    if (team_.blocks > 1 && !met_) cluster_wait();
+    if (team_.blocks > 1 && turn_ == 0) cluster_wait();
   }
 
   __device__ void post(const M& value) {
@@ -214,29 +178,31 @@ class Reducer {
     if (team_.size <= kWarp) return;
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    Barrier& barrier = shared_.barrier[turn_ & 1];
     if (team_.blocks > 1) {
-      if (!met_) cluster_wait(), met_ = true;
-      if (lane < team_.blocks) {
-        put(*in_block(&shared_.entry[half_][cluster_rank()][warp], lane), own_);
-      }
+      if (turn_ == 0) cluster_wait();
+      if (threadIdx.x == 0) barrier.arrive_expecting(team_.size / kWarp * sizeof(Entry));
+      Entry& entry = shared_.entry[turn_ & 1][cluster_rank()][warp];
+      if (lane < team_.blocks) barrier.send(entry.word, words(own_).word, lane);
     } else if (lane == 0) {
-      put(shared_.entry[half_][0][warp], own_);
+      shared_.entry[turn_ & 1][0][warp] = words(own_);
+      barrier.arrive();
     }
-    split_arrive();
   }
 
   __device__ M collect() {
     if (team_.size <= kWarp) return own_;
-    split_wait();
+    shared_.barrier[turn_ & 1].wait(turn_ / 2 & 1);
     const int warps = team_.size / kWarp / team_.blocks;
     const int slot = static_cast<int>(threadIdx.x) % kMaxWarps;  // both half-warps do the same
     M merged = {};
     for (int block = 0; block < team_.blocks; ++block) {
       if (slot < warps) {
-        merged = M::merge(merged, get(shared_.entry[half_][block][team_.index * warps + slot]));
+        const Entry entry = shared_.entry[turn_ & 1][block][team_.index * warps + slot];
+        merged = M::merge(merged, reinterpret_cast<const M&>(entry));
       }
     }
-    half_ ^= 1;
+    ++turn_;
     return across_lanes(merged, kMaxWarps);
   }
 
@@ -249,27 +215,19 @@ class Reducer {
  private:
   using Entry = typename Exchange<M>::Entry;
 
-  __device__ static void put(Entry& entry, const M& value) {
+  __device__ static Entry words(const M& value) {
+    Entry entry;
 #pragma unroll
     for (int i = 0; i < int(sizeof(M) / 4); ++i) {
       entry.word[i] = reinterpret_cast<const uint32_t*>(&value)[i];
     }
-  }
-
-  __device__ static M get(const Entry& entry) {
-    M value;
-#pragma unroll
-    for (int i = 0; i < int(sizeof(M) / 4); ++i) {
-      reinterpret_cast<uint32_t*>(&value)[i] = entry.word[i];
-    }
-    return value;
+    return entry;
   }
 
   Exchange<M>& shared_;
   const Team& team_;
   M own_ = {};
-  int half_ = 0;
-  bool met_ = false;
+  unsigned turn_ = 0;
 };
 
 }  // namespace syntonic

@@ -20,10 +20,10 @@ struct RowTuning {
   struct Step {
     int64_t upto = 0;  // packs in a row
     int packs = 0;     // a thread
-    int block = 128;   // threads in a block of teams that are smaller
+    int block = 128;   // threads that a block of smaller teams is filled up to
     int more = 0;      // packs that a row may touch where it does not begin one
   };
-  Step step[6];           // for vector access; the last one holds for all wider rows
+  Step step[4];           // for vector access; the last one holds for all wider rows
   Step unaligned[2];      // for any other
   int unaligned_threads;  // the most in a block
 };
@@ -32,9 +32,10 @@ struct RowTuning {
 constexpr RowTuning kForwardTuning = {
     {{32, 2}, {16384, 4}, {0, 8}}, {{256, 2}, {0, 4, 128, 1}}, 256};
 constexpr RowTuning kCotangentTuning = {
-    {{96, 2}, {512, 2, 256}, {768, 3}, {1024, 2}, {1536, 3}, {0, 2}}, {{0, 2}}, kMaxThreads};
-// A block of teams that are smaller than this holds at least two of them.
-constexpr int kPairedTeam = 256;
+    {{384, 1}, {8192, 2, 512}, {0, 4, 512}}, {{0, 2, 256}}, kMaxThreads};
+// Kernels for few packs a thread are compiled for blocks of at most this size, so that more of
+// them fit on a multiprocessor at once.
+constexpr int kFewThreads = 384;
 // Rows on their way to a team at any time.
 constexpr int kRingStages = 3;
 constexpr int64_t kMaxGrid = 0x7fffffff;
@@ -72,8 +73,7 @@ RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowT
   }
   if (threads <= most) {
     const int team = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
-    const int teams = team < kPairedTeam ? std::max(2, step->block / team) : 1;
-    return {held, std::min(teams, most / team) * team, team};
+    return {held, std::max(1, step->block / team) * team, team};
   }
   if (!has_clusters(kernel)) return {0, kMaxThreads, kMaxThreads};
   if (threads > most * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};

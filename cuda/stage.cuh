@@ -2,7 +2,7 @@
 // on, so that the rows to come neither wait for the row at hand nor take registers from it.
 #pragma once
 
-#include "pack.cuh"
+#include "row.cuh"
 
 namespace syntonic {
 
@@ -127,40 +127,61 @@ __device__ void unpack_staged(const AnyArray& array, const uint4* shared, int st
   }
 }
 
+// A copy goes at full speed only where its source and its target lie alike in lines of 128 bytes.
+// Rows that begin at any 16-byte piece of a line are therefore shifted by as much in the ring, for
+// which each team has room.
+constexpr int kLine = 8;  // pieces
+
+// The distance of the pieces of one pack: the threads of the block, and the room for shifts.
+__host__ __device__ constexpr int ring_stride(int threads, int teams, int64_t row_bytes) {
+  return threads + (row_bytes % (16 * kLine) == 0 ? 0 : teams * kLine);
+}
+
 // The rows that are on their way, K packs of `pieces` 16-byte pieces a thread each, in dynamic
 // shared memory. A thread copies and reads only packs of its own: no barrier is needed.
 template <int K>
 struct Ring {
   uint4* base;  // of this thread
-  int stride;   // threads in the block: the distance of pieces of one pack
+  int stride;
   int pieces;
+  unsigned step;  // from row to row, by which shifts grow
 
-  __device__ Ring(uint4* shared, int pieces)
-      : base(shared + threadIdx.x), stride(static_cast<int>(blockDim.x)), pieces(pieces) {}
+  __device__ Ring(uint4* shared, int pieces, const Team& team, int64_t row_bytes)
+      : stride(ring_stride(static_cast<int>(blockDim.x), team.count, row_bytes)),
+        pieces(pieces),
+        step(static_cast<unsigned>(row_bytes / 16 % kLine)) {
+    const bool shifts = stride > static_cast<int>(blockDim.x);
+    base = shared + threadIdx.x + (shifts ? team.index * kLine : 0);
+  }
 
-  __device__ uint4* pack_at(int turn, int k) const {
-    return base + (turn * K + k) * pieces * stride;
+  // The first pack of the row that takes this turn; the next one is pieces * stride further.
+  __device__ uint4* packs_of(int64_t row, int turn) const {
+    return base + turn * K * pieces * stride + static_cast<unsigned>(row) * step % kLine;
   }
 };
 
-// Bytes of one turn of such a ring.
-inline size_t ring_turn(int threads, int packs, int pieces) {
-  return sizeof(uint4) * packs * pieces * threads;
-}
-
-// Dynamic shared memory that a block may use beside `shared` bytes of its own.
-inline int ring_capacity(size_t shared) {
+// Dynamic shared memory that a block of this kernel may use beside what it declares.
+template <class K>
+int ring_capacity(K* kernel) {
   int device = 0, most = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return most - static_cast<int>(shared);
+  cudaFuncAttributes attributes = {};
+  cudaFuncGetAttributes(&attributes, kernel);
+  return most - static_cast<int>(attributes.sharedSizeBytes);
+}
+
+// Bytes of one turn of a ring.
+inline size_t ring_turn(const RowPlan& plan, int pieces, int64_t row_bytes) {
+  const int stride = ring_stride(plan.threads, teams_per_block(plan), row_bytes);
+  return sizeof(uint4) * plan.packs * pieces * stride;
 }
 
 // Loads a kernel and lets it use all the shared memory that there is.
 template <class K>
-Status load_ring(K* kernel, size_t shared) {
+Status load_ring(K* kernel) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              ring_capacity(shared));
+                              ring_capacity(kernel));
 }
 
 }  // namespace syntonic

@@ -18,7 +18,7 @@ from syntonic_jax import (
 pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
 
 # Parts of a warp, a warp, a block, clusters, rows read twice; with odd widths between them.
-WIDTHS = (7, 33, 256, 1000, 4096, 8193, 16384, 140001, 600000)
+WIDTHS = (7, 33, 200, 256, 1000, 4096, 8193, 16384, 98304, 140001, 600000)
 
 
 @functools.partial(jax.jit, static_argnums=0)
