@@ -132,6 +132,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
         sum_up(next_turn, next, next_mean, next_rstd);
       }
       finish(turn, row, mean, rstd, means);
+      __syncwarp();
       fetch(turn, row + stages * step);
       turn = next_turn;
       mean = next_mean;

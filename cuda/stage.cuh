@@ -129,16 +129,21 @@ __device__ void unpack_staged(const AnyArray& array, const uint4* shared, int st
 
 // A copy goes at full speed only where its source and its target lie alike in lines of 128 bytes.
 // Rows that begin at any 16-byte piece of a line are therefore shifted by as much in the ring, for
-// which each team has room.
+// which every warp, or team that is smaller, has room.
 constexpr int kLine = 8;  // pieces
 
-// The distance of the pieces of one pack: the threads of the block, and the room for shifts.
-__host__ __device__ constexpr int ring_stride(int threads, int teams, int64_t row_bytes) {
-  return threads + (row_bytes % (16 * kLine) == 0 ? 0 : teams * kLine);
+__host__ __device__ constexpr int ring_unit(int team) { return team < kWarp ? team : kWarp; }
+
+// The distance of the pieces of one pack: the threads of the block, and the room for shifts, which
+// rows of a few pieces do without.
+__host__ __device__ constexpr int ring_stride(int threads, int team, int64_t row_bytes) {
+  const bool shifts = row_bytes % (16 * kLine) != 0 && team >= 2 * kLine;
+  return threads + (shifts ? threads / ring_unit(team) * kLine : 0);
 }
 
 // The rows that are on their way, K packs of `pieces` 16-byte pieces a thread each, in dynamic
-// shared memory. A thread copies and reads only packs of its own: no barrier is needed.
+// shared memory. A thread copies and reads only packs of its own, but these lie elsewhere for
+// another row: the threads of a warp must meet before a turn is filled again.
 template <int K>
 struct Ring {
   uint4* base;  // of this thread
@@ -147,11 +152,11 @@ struct Ring {
   unsigned step;  // from row to row, by which shifts grow
 
   __device__ Ring(uint4* shared, int pieces, const Team& team, int64_t row_bytes)
-      : stride(ring_stride(static_cast<int>(blockDim.x), team.count, row_bytes)),
-        pieces(pieces),
-        step(static_cast<unsigned>(row_bytes / 16 % kLine)) {
+      : stride(ring_stride(static_cast<int>(blockDim.x), team.size, row_bytes)), pieces(pieces) {
     const bool shifts = stride > static_cast<int>(blockDim.x);
-    base = shared + threadIdx.x + (shifts ? team.index * kLine : 0);
+    const int unit = static_cast<int>(threadIdx.x) / ring_unit(team.size);
+    base = shared + threadIdx.x + (shifts ? unit * kLine : 0);
+    step = shifts ? static_cast<unsigned>(row_bytes / 16 % kLine) : 0;
   }
 
   // The first pack of the row that takes this turn; the next one is pieces * stride further.
@@ -173,7 +178,7 @@ int ring_capacity(K* kernel) {
 
 // Bytes of one turn of a ring.
 inline size_t ring_turn(const RowPlan& plan, int pieces, int64_t row_bytes) {
-  const int stride = ring_stride(plan.threads, teams_per_block(plan), row_bytes);
+  const int stride = ring_stride(plan.threads, plan.team, row_bytes);
   return sizeof(uint4) * plan.packs * pieces * stride;
 }
 
