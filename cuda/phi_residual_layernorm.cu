@@ -126,7 +126,6 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr bool kShifted = !kAligned && K > 2;  // narrow rows are mostly edges
-  constexpr Cache kCache = K < 8 ? Cache::keep : Cache::once;
   __shared__ Exchange<Moments<A>> shared;
   const Team team(a.team);
   Reducer<Moments<A>> reduce(shared, team);
@@ -147,10 +146,20 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   };
 
   RowPack<T> z[K], residual[K];
+  const auto read = [&](auto cache) {
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    z[k] = load<T, N, kCache>(a.identity + start, at(k), kAligned);
-    residual[k] = load<T, N, kCache>(a.residual + start, at(k), kAligned);
+    for (int k = 0; k < K; ++k) {
+      z[k] = load<T, N, cache>(a.identity + start, at(k), kAligned);
+      residual[k] = load<T, N, cache>(a.residual + start, at(k), kAligned);
+    }
+  };
+  using Keep = std::integral_constant<Cache, Cache::keep>;
+  using Once = std::integral_constant<Cache, Cache::once>;
+  // A large row of parameters is to stay in the L1 cache.
+  if (K == 8 || (K == 4 && kThreads == kMaxThreads && team.blocks == 1)) {
+    read(Once{});
+  } else {
+    read(Keep{});
   }
   A x[K][N];
 #pragma unroll

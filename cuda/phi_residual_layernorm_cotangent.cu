@@ -33,7 +33,7 @@ __device__ Packed<T, kVector<T>> read_ct_z(const Arguments<T>& a, const uint4* p
 // Rows that fit, K packs a thread, on a persistent grid. The rows to come are on their way, and the
 // next one is summed up before the gradient of this one is written, so that no thread waits for the
 // reduction. The parameter gradients gather in registers. Needs two stages of the ring.
-template <class T, int K, bool kAligned>
+template <class T, int K, bool kAligned, bool kEarly = false>
 __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2 : 1)
     pull_back(const Arguments<T> a, const Workers workers, const Sums<Acc<T>> sums,
               const int stages) {
@@ -116,7 +116,9 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
     int64_t row = first + team.index;
     for (int turn = 0; turn < stages; ++turn) fetch(turn, row + turn * step);
     // Zero for an idle team: no NaN may reach its sums.
-    A mean = row < end ? a.mean[row] : A(0), rstd = row < end ? a.rstd[row] : A(0);
+    const auto statistic = [&](const A* of, int64_t row) { return row < end ? of[row] : A(0); };
+    A mean = statistic(a.mean, row), rstd = statistic(a.rstd, row);
+    A next_mean = statistic(a.mean, row + step), next_rstd = statistic(a.rstd, row + step);
     wait_copies(stages - 1);
     sum_up(0, row, mean, rstd);
     for (int turn = 0; first < end; first += step, row += step) {
@@ -125,8 +127,12 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       means.second *= inverse_width;
       const int next_turn = turn + 1 == stages ? 0 : turn + 1;
       const int64_t next = row + step;
-      const A next_mean = next < end ? a.mean[next] : A(0);
-      const A next_rstd = next < end ? a.rstd[next] : A(0);
+      A later_mean, later_rstd;
+      if constexpr (kEarly) {
+        later_mean = statistic(a.mean, next + step), later_rstd = statistic(a.rstd, next + step);
+      } else {
+        next_mean = statistic(a.mean, next), next_rstd = statistic(a.rstd, next);
+      }
       if (first + step < end) {
         wait_copies(stages - 2);
         sum_up(next_turn, next, next_mean, next_rstd);
@@ -135,8 +141,8 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       __syncwarp();
       fetch(turn, row + stages * step);
       turn = next_turn;
-      mean = next_mean;
-      rstd = next_rstd;
+      mean = next_mean, rstd = next_rstd;
+      if constexpr (kEarly) next_mean = later_mean, next_rstd = later_rstd;
     }
     wait_copies(0);
 #pragma unroll
@@ -233,8 +239,9 @@ template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
   return !aligned          ? pull_back<T, kCotangentTuning.unaligned[0].packs, false>
          : plan.packs == 1 ? pull_back<T, 1, true>
-         : plan.packs == 2 ? pull_back<T, 2, true>
-                           : pull_back<T, 4, true>;
+         : plan.packs == 4 ? pull_back<T, 4, true>
+         : plan.early      ? pull_back<T, 2, true, true>
+                           : pull_back<T, 2, true>;
 }
 
 template <class T>
@@ -289,24 +296,25 @@ Status run_stream(Stream stream, const PhiResidualLayernormCotangent& call, cons
 }
 
 template <class T>
-Status run(Stream stream, const PhiResidualLayernormCotangent& call, const RowPlan& plan,
-           int stages) {
+Status run(Stream stream, const PhiResidualLayernormCotangent& call, RowPlan plan) {
   const Arguments<T> arguments(call, plan);
   const auto kernel = kernel_for<T>(plan, vector_access<T>(call));
-  const size_t stage = ring_turn(plan, 2 + arguments.ct_y_pieces, call.rows.width * sizeof(T));
-  if (plan.packs > 0) stages = std::min<int>(stages, ring_capacity(kernel) / stage);
+  size_t ring = 0;
   // Without d_identity and d_residual there is nothing to reduce along a row.
-  if (plan.packs == 0 || stages < 2 || !(call.d_identity || call.d_residual)) {
+  if (plan.packs > 0 && (call.d_identity || call.d_residual)) {
+    ring = fit_ring(plan, kernel, 2 + arguments.ct_y_pieces, call.rows.width * sizeof(T));
+  }
+  if (ring == 0) {
     const RowPlan block = {0, kMaxThreads, kMaxThreads};
     return run_stream<T>(stream, call, plan.packs == 0 ? plan : block);
   }
-  Grid grid = {0, plan.threads, cluster_size(plan), stage * stages};
+  Grid grid = {0, plan.threads, cluster_size(plan), ring};
   const int64_t resident = resident_blocks(grid, kernel) / grid.cluster;
   return gather<T>(stream, call, teams_per_block(plan), resident,
                    [&](const Workers& workers, const Sums<Acc<T>>& sums) {
                      const int64_t units = workers.partials * workers.members;
                      grid.blocks = std::min(units, resident) * grid.cluster;
-                     return launch(stream, grid, kernel, arguments, workers, sums, stages);
+                     return launch(stream, grid, kernel, arguments, workers, sums, plan.stages);
                    });
 }
 
@@ -325,16 +333,16 @@ Status phi_residual_layernorm_cotangent(Stream stream, const PhiResidualLayernor
     using T = typename decltype(type)::type;
     return run<T>(stream, call,
                   plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
-                            pull_back<T, 2, true>, kCotangentTuning),
-                  kRingStages);
+                            pull_back<T, 2, true>, kCotangentTuning));
   });
 }
 
 Status load_phi_residual_layernorm_cotangent(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    for (const auto kernel : {pull_back<T, 1, true>, pull_back<T, 2, true>, pull_back<T, 4, true>,
-                              pull_back<T, kCotangentTuning.unaligned[0].packs, false>}) {
+    for (const auto kernel :
+         {pull_back<T, 1, true>, pull_back<T, 2, true>, pull_back<T, 2, true, true>,
+          pull_back<T, 4, true>, pull_back<T, kCotangentTuning.unaligned[0].packs, false>}) {
       const Status status = load_ring(kernel);
       if (status != kSuccess) return status;
     }

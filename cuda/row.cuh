@@ -7,13 +7,16 @@
 
 namespace syntonic {
 
-// How rows are spread over threads. A row that fits is read once and held in registers, `packs`
-// packs a thread (the kernel's template parameter); packs = 0 stands for rows too wide even for a
-// cluster, which are read a second time.
+// How rows are spread over threads. A row that fits is read once and held in registers or, on its
+// way through a ring of `stages` rows, in shared memory, `packs` packs a thread (the kernel's
+// template parameter); packs = 0 stands for rows too wide even for a cluster, which are read a
+// second time.
 struct RowPlan {
   int packs;
   int threads;  // in a block
   int team;     // threads that share a row; more than `threads`: a cluster of team / threads blocks
+  int stages = 0;      // 0: registers
+  bool early = false;  // whether what is known of a row is read one turn before it is needed
 };
 
 struct RowTuning {
@@ -22,22 +25,32 @@ struct RowTuning {
     int packs = 0;     // a thread
     int block = 128;   // threads that a block of smaller teams is filled up to
     int more = 0;      // packs that a row may touch where it does not begin one
+    bool early = false;
   };
-  Step step[4];           // for vector access; the last one holds for all wider rows
+  Step step[7];           // for vector access; the last one holds for all wider rows
   Step unaligned[2];      // for any other
   int unaligned_threads;  // the most in a block
+  int stages = 0;         // rows on their way to a team at any time
 };
 
-// Every tuning number of the row kernels: found by measurement on an H100.
+// Every tuning number of the row kernels: found by measurement on an H100. In the cotangent the
+// wait for a late number keeps the reads of memory apart from the writes, which is worth more than
+// the wait costs, except where blocks have too few threads to make it up.
 constexpr RowTuning kForwardTuning = {
     {{32, 2}, {16384, 4}, {0, 8}}, {{256, 2}, {0, 4, 128, 1}}, 256};
-constexpr RowTuning kCotangentTuning = {
-    {{384, 1}, {8192, 2, 512}, {0, 4, 512}}, {{0, 2, 256}}, kMaxThreads};
+constexpr RowTuning kCotangentTuning = {{{384, 1},
+                                         {512, 2, 512},
+                                         {640, 2, 512, 0, true},
+                                         {1024, 2, 512},
+                                         {1280, 2, 512, 0, true},
+                                         {8192, 2, 512},
+                                         {0, 4, 512}},
+                                        {{0, 2, 256}},
+                                        kMaxThreads,
+                                        3};
 // Kernels for few packs a thread are compiled for blocks of at most this size, so that more of
 // them fit on a multiprocessor at once.
 constexpr int kFewThreads = 384;
-// Rows on their way to a team at any time.
-constexpr int kRingStages = 3;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -69,18 +82,19 @@ RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowT
   if (threads <= kWarp) {
     int team = 1;
     while (team < threads) team *= 2;
-    return {held, step->block, team};
+    return {held, step->block, team, tuning.stages, step->early};
   }
   if (threads <= most) {
     const int team = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
-    return {held, std::max(1, step->block / team) * team, team};
+    const int teams = std::max(1, step->block / team);
+    return {held, teams * team, team, tuning.stages, step->early};
   }
   if (!has_clusters(kernel)) return {0, kMaxThreads, kMaxThreads};
   if (threads > most * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
   int blocks = 2;
   while (threads > blocks * most) blocks *= 2;
   const int block = static_cast<int>(ceil_div(ceil_div(threads, blocks), kWarp)) * kWarp;
-  return {held, block, block * blocks};
+  return {held, block, block * blocks, tuning.stages, step->early};
 }
 
 // Blocks in a cluster, 1 where there is none.

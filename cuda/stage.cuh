@@ -176,10 +176,14 @@ int ring_capacity(K* kernel) {
   return most - static_cast<int>(attributes.sharedSizeBytes);
 }
 
-// Bytes of one turn of a ring.
-inline size_t ring_turn(const RowPlan& plan, int pieces, int64_t row_bytes) {
+// Bytes of the ring of a kernel by this plan, whose stages are cut to what fits; 0 if not even the
+// two fit that a ring needs.
+template <class K>
+size_t fit_ring(RowPlan& plan, K* kernel, int pieces, int64_t row_bytes) {
   const int stride = ring_stride(plan.threads, plan.team, row_bytes);
-  return sizeof(uint4) * plan.packs * pieces * stride;
+  const size_t turn = sizeof(uint4) * plan.packs * pieces * stride;
+  plan.stages = std::min<int>(plan.stages, ring_capacity(kernel) / turn);
+  return plan.stages < 2 ? 0 : plan.stages * turn;
 }
 
 // Loads a kernel and lets it use all the shared memory that there is.
