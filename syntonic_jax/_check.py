@@ -12,7 +12,7 @@ import numpy as np
 
 from .constants import PHI_INV
 
-_TARGET_VARIANCES = {"golden": PHI_INV, "standard": 1.0}
+_SCALE_FACTORS = {"golden": math.sqrt(PHI_INV), "standard": 1.0}
 _FLOATING = tuple(map(jnp.dtype, ("float16", "bfloat16", "float32", "float64")))
 _ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
@@ -66,6 +66,8 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
 
 def epsilon(function: str, value: Any) -> float:
     """The float `value`; raises TypeError or ValueError unless it is a finite number >= 0."""
+    if type(value) is float and 0 <= value < math.inf:  # eager calls pass here every time
+        return value
     if not _is_number(value):
         raise TypeError(
             f"{function}: epsilon must be a Python number, which is static under jit, "
@@ -78,9 +80,9 @@ def epsilon(function: str, value: Any) -> float:
 
 def scale_factor(function: str, target_variance: Any) -> float:
     """The square root of a target variance; ValueError for anything but those of the message."""
+    if isinstance(target_variance, str) and target_variance in _SCALE_FACTORS:
+        return _SCALE_FACTORS[target_variance]
     number: Any = target_variance
-    if isinstance(target_variance, str):
-        number = _TARGET_VARIANCES.get(target_variance)
     if not (_is_number(number) and math.isfinite(number) and number > 0):
         raise ValueError(
             f"{function}: target_variance must be 'golden', 'standard' or a positive Python "
