@@ -53,7 +53,8 @@ struct Arguments {
 template <class T>
 using RowPack = Packed<T, kVector<T>>;
 
-// The residual sum, rounded to T: statistics and y are those of the rounded sum.
+// The residual sum, rounded to T: statistics and y are those of the rounded sum. Without a residual
+// its packs are zeros, and the sum is identity.
 template <class T>
 __device__ RowPack<T> residual_sum(const Arguments<T>& a, const RowPack<T>& identity,
                                    const RowPack<T>& residual) {
@@ -150,7 +151,8 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       z[k] = load<T, N, cache>(a.identity + start, at(k), kAligned);
-      residual[k] = load<T, N, cache>(a.residual + start, at(k), kAligned);
+      residual[k] = {};
+      if (a.residual) residual[k] = load<T, N, cache>(a.residual + start, at(k), kAligned);
     }
   };
   using Keep = std::integral_constant<Cache, Cache::keep>;
@@ -197,8 +199,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     return span<N>(aligned, 0, team.size, team.rank, static_cast<int>(end));
   };
   const auto sum_at = [&](int64_t offset, const Span& at) {
-    return residual_sum(a, load<T, N>(a.identity + start + offset, at, aligned),
-                        load<T, N>(a.residual + start + offset, at, aligned));
+    RowPack<T> residual = {};
+    if (a.residual) residual = load<T, N>(a.residual + start + offset, at, aligned);
+    return residual_sum(a, load<T, N>(a.identity + start + offset, at, aligned), residual);
   };
 
   Moments<A> moments;

@@ -9,7 +9,7 @@ namespace syntonic {
 // "acc" below is accumulation(dtype). Absent operands and results are null.
 struct PhiResidualLayernorm {
   const void* identity;  // dtype, rows
-  const void* residual;  // dtype, rows
+  const void* residual;  // dtype, rows; optional: without it z is identity, and is not stored
   const void* scale;     // acc, one row per group; absent: 1
   const void* bias;      // acc, one row per group; absent: 0
   void* y;               // y_dtype, rows

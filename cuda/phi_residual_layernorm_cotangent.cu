@@ -6,14 +6,15 @@ namespace {
 
 using namespace layernorm_cotangent;
 
-// What the ring holds of a pack: z, ct_z and ct_y, in this order, `stride` pieces apart.
+// What the ring holds of a pack: z, ct_z where there is one, and ct_y, in this order, `stride`
+// pieces apart.
 template <class T>
 __device__ void fetch_pack(const Arguments<T>& a, uint4* pack, int stride, int64_t start,
                            const Span& at, bool vector) {
   constexpr int N = kVector<T>;
   stage<T, N>(pack, stride, a.z + start, at, vector);
   if (a.ct_z) stage<T, N>(pack + stride, stride, a.ct_z + start, at, vector);
-  stage_any<N>(a.ct_y, pack + 2 * stride, stride, start, at, vector);
+  stage_any<N>(a.ct_y, pack + a.ct_y_piece * stride, stride, start, at, vector);
 }
 
 template <class T>
@@ -21,7 +22,7 @@ __device__ void read_pack(const Arguments<T>& a, const uint4* pack, int stride, 
                           Acc<T> rstd, Acc<T> (&xhat)[kVector<T>], Acc<T> (&ct)[kVector<T>]) {
   unpack(staged<T, kVector<T>>(pack, stride), xhat);
   normalise<T>(xhat, mean, rstd);
-  unpack_staged(a.ct_y, pack + 2 * stride, stride, ct);
+  unpack_staged(a.ct_y, pack + a.ct_y_piece * stride, stride, ct);
 }
 
 template <class T>
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
   __shared__ Exchange<SumPair<A>> exchange;
   const Team team(a.team);
   Reducer<SumPair<A>> reduce(exchange, team);
-  const Ring<K> ring(dynamic, 2 + a.ct_y_pieces, team, a.width * sizeof(T));
+  const Ring<K> ring(dynamic, a.pieces, team, a.width * sizeof(T));
   const int stride = ring.stride, pack_stride = ring.pieces * stride;
   const int width = static_cast<int>(a.width);
   const A inverse_width = A(1) / width;
@@ -302,7 +303,7 @@ Status run(Stream stream, const PhiResidualLayernormCotangent& call, RowPlan pla
   size_t ring = 0;
   // Without d_identity and d_residual there is nothing to reduce along a row.
   if (plan.packs > 0 && (call.d_identity || call.d_residual)) {
-    ring = fit_ring(plan, kernel, 2 + arguments.ct_y_pieces, call.rows.width * sizeof(T));
+    ring = fit_ring(plan, kernel, arguments.pieces, call.rows.width * sizeof(T));
   }
   if (ring == 0) {
     const RowPlan block = {0, kMaxThreads, kMaxThreads};

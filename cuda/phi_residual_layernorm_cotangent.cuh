@@ -24,7 +24,8 @@ struct Arguments {
         width(call.rows.width),
         group_rows(call.rows.count),
         partials_per_group(call.partials / call.rows.groups),
-        ct_y_pieces(static_cast<int>(ceil_div(kVector<T> * item_size(call.y_dtype), 16))),
+        ct_y_piece(call.ct_z ? 2 : 1),
+        pieces(ct_y_piece + static_cast<int>(ceil_div(kVector<T> * item_size(call.y_dtype), 16))),
         team(plan.team),
         identity_scale(static_cast<A>(call.identity_scale)),
         residual_scale(static_cast<A>(call.residual_scale)),
@@ -42,7 +43,8 @@ struct Arguments {
   int64_t width;
   int64_t group_rows;
   int64_t partials_per_group;
-  int ct_y_pieces;  // 16-byte pieces in a pack of ct_y
+  int ct_y_piece;  // the first of ct_y in the ring
+  int pieces;      // of 16 bytes, in a pack of the ring
   int team;
   A identity_scale;
   A residual_scale;

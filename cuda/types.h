@@ -40,6 +40,18 @@ struct Rows {
   constexpr int64_t elements() const { return groups * count * width; }
 };
 
+// partials x outer x count x inner elements, contiguous: `count` channels, the elements of one
+// being reduced to one result for each partial.
+struct Channels {
+  int64_t partials;
+  int64_t outer;
+  int64_t count;
+  int64_t inner;
+
+  constexpr int64_t results() const { return partials * count; }
+  constexpr int64_t elements() const { return results() * outer * inner; }
+};
+
 // A function applied to the residual sum. The numbers are the `activation` attribute of the calls.
 enum class Activation : int32_t { none, relu, gelu, golden_gelu };
 

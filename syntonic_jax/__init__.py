@@ -2,8 +2,14 @@
 
 from . import _extension as _extension  # loads the kernels, or notes why there are none
 from .constants import PHI, PHI_INV
-from .modes import PhiResidualMode
+from .modes import GoldenNormMode, PhiResidualMode
+from .ops.golden_batch_norm import (
+    golden_batch_norm,
+    golden_batch_norm_inference,
+    output_statistics,
+)
 from .ops.golden_gelu import golden_gelu
+from .ops.golden_layer_norm import golden_layer_norm
 from .ops.phi_residual import phi_residual, phi_residual_gelu, phi_residual_relu
 from .ops.phi_residual_layernorm import phi_residual_layernorm
 from .ops.residual_component_norm import residual_component_norm
@@ -11,8 +17,13 @@ from .ops.residual_component_norm import residual_component_norm
 __all__ = [
     "PHI",
     "PHI_INV",
+    "GoldenNormMode",
     "PhiResidualMode",
+    "golden_batch_norm",
+    "golden_batch_norm_inference",
     "golden_gelu",
+    "golden_layer_norm",
+    "output_statistics",
     "phi_residual",
     "phi_residual_gelu",
     "phi_residual_layernorm",

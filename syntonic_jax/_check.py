@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .constants import PHI_INV
+from .modes import GoldenNormMode
 
-_SCALE_FACTORS = {"golden": math.sqrt(PHI_INV), "standard": 1.0}
+_SCALE_FACTORS = {name: GoldenNormMode(name).scale_factor for name in GoldenNormMode.VARIANCES}
 _FLOATING = tuple(map(jnp.dtype, ("float16", "bfloat16", "float32", "float64")))
 _ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
@@ -46,6 +46,26 @@ def parameter(function: str, shape: Sequence[int], **arrays: Any) -> None:
             raise ValueError(
                 f"{function}: {name} must have shape {tuple(shape)}, got {jnp.shape(x)}"
             )
+
+
+def axes(function: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """Axis numbers of an array of `ndim` axes, from one or several, in increasing order."""
+    entries = tuple(value) if isinstance(value, Sequence) else (value,)
+    found = []
+    for axis in entries:
+        if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+            raise TypeError(
+                f"{function}: axis must be an integer or a sequence of them, got {value!r}"
+            )
+        if not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{function}: axis must lie between {-ndim} and {ndim - 1} for an array of "
+                f"{ndim} axes, got {value!r}"
+            )
+        found.append(int(axis) % ndim)
+    if len(set(found)) != len(found):
+        raise ValueError(f"{function}: axis must not name an axis twice, got {value!r}")
+    return tuple(sorted(found))
 
 
 def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
@@ -82,6 +102,8 @@ def scale_factor(function: str, target_variance: Any) -> float:
     """The square root of a target variance; ValueError for anything but those of the message."""
     if isinstance(target_variance, str) and target_variance in _SCALE_FACTORS:
         return _SCALE_FACTORS[target_variance]
+    if isinstance(target_variance, GoldenNormMode):
+        return target_variance.scale_factor
     number: Any = target_variance
     if not (_is_number(number) and math.isfinite(number) and number > 0):
         raise ValueError(

@@ -18,6 +18,8 @@ Implementation = Literal["cuda", "xla"]
 _PREFERRED: dict[str, Implementation] = {
     "phi_residual": "xla",
     "golden_gelu": "xla",
+    "golden_layer_norm": "cuda",
+    "golden_batch_norm": "cuda",
     "phi_residual_layernorm": "cuda",
     "residual_component_norm": "xla",
 }

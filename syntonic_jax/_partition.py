@@ -96,6 +96,7 @@ class Value(NamedTuple):
       parameter [*G, width]
       partial  a parameter-shaped sum over rows; leaves the call once for each batch entry
       total    a scalar-shaped sum over rows, likewise
+      parts    like partial, but not added up: [*G, parts, width]
       scratch  rank 1, `size` elements, the last result; dropped from what `row_call` returns
     """
 
@@ -113,26 +114,30 @@ def row_call(
     *,
     groups: int,
     devices: int,
+    planes: bool = False,
     **attributes: Any,
 ) -> list[Any]:
     """One call over rows, partitioned along its leading dimensions.
 
-    The first operand is a row (or, for a call without a width, a vector) and fixes the shape.
+    The first operand is a row (or, for a call without a width, a vector) and fixes the shape. With
+    `planes` a row is [width, elements]: a parameter has one entry for all elements of a plane.
     """
     first = operands[0]
-    width = first.array.shape[-1:] if first.kind == "row" else ()
-    lead = first.array.shape[: len(first.array.shape) - len(width)]
-    sums = any(r.kind in ("partial", "total") for r in results)
+    tail = first.array.shape[-1 - planes :] if first.kind == "row" else ()
+    width = tail[:1]
+    lead = first.array.shape[: len(first.array.shape) - len(tail)]
+    sums = any(r.kind in ("partial", "total", "parts") for r in results)
     batch, inner = _plan(lead, groups, sums, devices)
     grouped = batch if groups else ()
     shapes = {
-        "row": batch + inner + width,
+        "row": batch + inner + tail,
         "vector": batch + inner,
         "parameter": grouped + width,
         "partial": batch + width,
         "total": batch,
+        "parts": batch + width,
     }
-    static = all(isinstance(n, int) for n in lead + width)
+    static = all(isinstance(n, int) for n in lead + tail)
 
     def shape(value: Value) -> Shape:
         return (value.size,) if value.kind == "scratch" else shapes[value.kind]
@@ -142,13 +147,15 @@ def row_call(
         [v.array.reshape(shape(v)) for v in operands],
         [(shape(v), v.dtype) for v in results],
         batch_dims=len(batch) if static else 0,
-        rule=_row_rule(operands, results, batch, inner, width, groups) if static else None,
+        rule=_row_rule(operands, results, batch, inner, tail, groups) if static else None,
         attributes=attributes,
     )
 
     def finish(value: Value, x: Any) -> Any:
         if value.kind in ("row", "vector"):
-            return x.reshape(lead + (width if value.kind == "row" else ()))
+            return x.reshape(lead + (tail if value.kind == "row" else ()))
+        if value.kind == "parts":
+            return x.reshape((*lead[:groups], math.prod(batch[groups:]), *width))
         # The partial sums of a group are consecutive batch entries.
         return x.sum(tuple(range(groups, len(batch))))
 
@@ -180,19 +187,21 @@ def _plan(lead: Shape, groups: int, sums: bool, devices: int) -> tuple[Shape, Sh
     return batch + (1,) * (1 if groups else max(0, 2 - len(batch))), inner
 
 
-def _row_rule(operands, results, batch: Shape, inner: Shape, width: Shape, groups: int) -> str:
+def _row_rule(operands, results, batch: Shape, inner: Shape, tail: Shape, groups: int) -> str:
     """The sharding rule of a row-wise call: batch dimensions may be sharded, nothing else."""
     dims = [f"d{i}" for i in range(len(batch + inner))]
-    lead, column = dims[: len(batch)], ["width"] if width else []
+    lead, columns = dims[: len(batch)], ["width", "plane"][: len(tail)]
+    column = columns[:1]
     factors = {
-        "row": dims + column,
+        "row": dims + columns,
         "vector": dims,
         "parameter": (lead if groups else []) + column,
         "partial": lead + column,
         "total": lead,
+        "parts": lead + column,
         "scratch": ["scratch"],
     }
-    sizes = dict(zip(dims + column, batch + inner + width))
+    sizes = dict(zip(dims + columns, batch + inner + tail))
     if results[-1].kind == "scratch":
         sizes["scratch"] = results[-1].size
     return _sharding_rule(

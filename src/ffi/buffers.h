@@ -158,6 +158,25 @@ class Call {
     return {groups.value_or(1), total / groups.value_or(1), width};
   }
 
+  // Of how many rows the parameter gradients are: consecutive stretches of the rows of the data.
+  int64_t partials(std::initializer_list<Array> sums, const Rows& rows) {
+    std::optional<int64_t> partials;
+    for (const Array& array : sums) {
+      if (!array.present()) continue;
+      const int64_t found = rows_of(array, rows.width);
+      require(found == partials.value_or(found), array.name, " must have ", partials.value_or(0),
+              " rows, got ", found);
+      require(divides(found, rows.total()), array.name, " has ", found,
+              " rows, which do not divide the ", rows.total(), " rows of the data");
+      require(divides(rows.groups, found), array.name, " has ", found,
+              " rows, which is no multiple of the ", rows.groups, " rows of scale");
+      partials = found;
+    }
+    return partials.value_or(rows.groups);
+  }
+
+  bool ok() const { return error_.success(); }
+
   static bool divides(int64_t parts, int64_t total) {
     return parts == 0 ? total == 0 : total % parts == 0;
   }

@@ -92,16 +92,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   for (const Array& array : {mean, rstd, d_scale, d_bias, scratch}) call.has_dtype(array, acc);
   const Rows rows = call.rows(z, {scale});
   for (const Array& array : {mean, rstd}) call.has_count(array, rows.total());
-  call.has_shape_of(d_bias, d_scale.present() ? d_scale : d_bias);
-  int64_t partials = rows.groups;
-  for (const Array& array : {d_scale, d_bias}) {
-    if (!array.present()) continue;
-    partials = call.rows_of(array, rows.width);
-    call.require(Call::divides(partials, rows.total()), array.name, " has ", partials,
-                 " rows, which do not divide the ", rows.total(), " rows of z");
-    call.require(Call::divides(rows.groups, partials), array.name, " has ", partials,
-                 " rows, which is no multiple of the ", rows.groups, " rows of scale");
-  }
+  const int64_t partials = call.partials({d_scale, d_bias}, rows);
   const PhiResidualLayernormCotangent arguments{
       .z = z.data,
       .mean = mean.data,

@@ -93,7 +93,9 @@ struct Target {
   XLA_FFI_Handler* initialize;
 };
 
+std::vector<Target> golden_batch_norm_targets();
 std::vector<Target> golden_gelu_targets();
+std::vector<Target> golden_layer_norm_targets();
 std::vector<Target> phi_residual_targets();
 std::vector<Target> phi_residual_layernorm_targets();
 std::vector<Target> residual_component_norm_targets();
@@ -104,7 +106,9 @@ struct Kernel {
 };
 
 inline constexpr Kernel kKernels[] = {
+    {"golden_batch_norm", golden_batch_norm_targets},
     {"golden_gelu", golden_gelu_targets},
+    {"golden_layer_norm", golden_layer_norm_targets},
     {"phi_residual", phi_residual_targets},
     {"phi_residual_layernorm", phi_residual_layernorm_targets},
     {"residual_component_norm", residual_component_norm_targets},

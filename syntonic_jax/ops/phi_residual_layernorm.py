@@ -6,18 +6,17 @@ y = scale · √t · (z − mean(z)) / √(var(z) + ε) + bias over the last axi
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from .._partition import Value, row_call
 from .._primitive import bind, define, forward_mode, is_zero, transposes
-from .._rows import batch_rows
+from .._rows import batch_rows, masked
 from ..modes import PhiResidualMode, check_mode
+from ._layernorm import layernorm, layernorm_jvp, layernorm_vjp, scratch_size
 from ._numerics import accumulation_dtype, round_to, widen
 from .phi_residual import branch_scales, golden_sum
 
@@ -119,26 +118,7 @@ def _phi_residual_layernorm(
 
 # ------------------------------------------------------------------------------- reference
 #
-# Rows are [*G, *R, width], means [*G, *R] and parameters [*G, width], G being the group
-# dimensions (_rows.py). Parameters and statistics are in the accumulation type.
-
-
-def _to_rows(parameter: Any, like: Any, groups: int) -> Any:
-    """A parameter [*G, width] in a shape that broadcasts against rows `like`."""
-    lead, width = parameter.shape[:groups], parameter.shape[groups:]
-    return parameter.reshape(lead + (1,) * (like.ndim - groups - 1) + width)
-
-
-def _statistics(z: Any) -> tuple[Any, Any]:
-    """Mean and centred second moment over the last axis, by the corrected two-pass algorithm.
-
-    The mean of the differences takes out what rounding left in the first mean, so that rows with
-    a mean far above their deviation come out right.
-    """
-    mean = z.mean(-1, keepdims=True)
-    shift = (z - mean).mean(-1, keepdims=True)
-    mean = mean + shift
-    return mean[..., 0], jnp.square(z - mean).mean(-1)
+# The layer norm of z itself, shared with golden_layer_norm, is in _layernorm.py.
 
 
 def _reference(
@@ -146,27 +126,10 @@ def _reference(
     return_sum, residuals, groups,
 ):  # fmt: skip
     z = round_to(golden_sum(identity, residual, mode), identity.dtype)
-    mean, var = _statistics(z)
-    rstd = lax.rsqrt(var + epsilon)
-    y = (z - mean[..., None]) * rstd[..., None]
-    values = iter(parameters)
-    if has_scale:
-        y = y * (_to_rows(next(values), z, groups) * scale_factor)
-    elif scale_factor != 1:
-        y = y * scale_factor
-    if has_bias:
-        y = y + _to_rows(next(values), z, groups)
+    scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
+    y, mean, rstd = layernorm(z, scale, bias, epsilon, scale_factor, groups)
     results = (y.astype(dtype), z.astype(identity.dtype), mean, rstd)
     return results if residuals else results[: 1 + return_sum]
-
-
-def _normalised(z: Any, mean: Any, rstd: Any) -> Any:
-    return (widen(z) - mean[..., None]) * rstd[..., None]
-
-
-def _slope(scale: Any, like: Any, groups: int, scale_factor: float) -> Any:
-    """∂y/∂x̂: scale · √t, or √t where there is no scale."""
-    return _to_rows(scale[0], like, groups) * scale_factor if scale else scale_factor
 
 
 def _tangent_reference(
@@ -174,21 +137,14 @@ def _tangent_reference(
 ):
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
     d_identity, d_residual, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
-    x_hat = _normalised(z, mean, rstd)
-
-    dz = jnp.zeros_like(x_hat)
+    dz = jnp.zeros_like(widen(z))
     for d, coefficient in zip((d_identity, d_residual), branch_scales(mode)):
         if d is not None:
             dz = dz + coefficient * widen(d)
-    d_mean = dz.mean(-1)
-    along = rstd * (x_hat * dz).mean(-1)  # -d_rstd / rstd
-    dy = (dz - d_mean[..., None]) * rstd[..., None] - x_hat * along[..., None]
-    dy = dy * _slope(scale, z, groups, scale_factor)
-    if d_scale is not None:
-        dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
-    if d_bias is not None:
-        dy = dy + _to_rows(d_bias, z, groups)
-    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, -rstd * along)
+    dy, d_mean, d_rstd = layernorm_jvp(
+        z, mean, rstd, scale, dz, d_scale, d_bias, scale_factor, groups
+    )
+    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, d_rstd)
     return tuple(r for r, wanted in zip(results, outputs) if wanted)
 
 
@@ -197,35 +153,16 @@ def _cotangent_reference(
 ):
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
     ct_y, ct_z, ct_mean, ct_rstd = [next(cotangents) if o else None for o in outputs]
-    x_hat = _normalised(z, mean, rstd)
-    width = z.shape[-1]
-    over_rows = tuple(range(groups, z.ndim - 1))
-
-    dz = jnp.zeros_like(x_hat)
-    d_scale = d_bias = None
-    if ct_y is not None:
-        ct_y = ct_y.astype(x_hat.dtype)
-        w = ct_y * _slope(scale, z, groups, scale_factor)
-        across = w.mean(-1, keepdims=True) + x_hat * (w * x_hat).mean(-1, keepdims=True)
-        dz = rstd[..., None] * (w - across)
-        d_scale = (ct_y * x_hat).sum(over_rows) * scale_factor
-        d_bias = ct_y.sum(over_rows)
+    dz, d_scale, d_bias = layernorm_vjp(
+        z, mean, rstd, scale, ct_y, ct_mean, ct_rstd, scale_factor, groups
+    )
     if ct_z is not None:
         dz = dz + widen(ct_z)
-    if ct_mean is not None:
-        dz = dz + (ct_mean / width)[..., None]
-    if ct_rstd is not None:
-        dz = dz - x_hat * (ct_rstd * jnp.square(rstd) / width)[..., None]
     branches = [(coefficient * dz).astype(z.dtype) for coefficient in branch_scales(mode)]
     return tuple(r for r, i in zip((*branches, d_scale, d_bias), inputs) if i)
 
 
 # ------------------------------------------------------------------------------ primitives
-
-# Sums over rows are left in a scratch result by at most this many elements' worth of workers for
-# each parameter: enough to fill the device, and little beside the data.
-_SCRATCH_ELEMENTS = 1 << 21
-_MAX_WORKERS = 2048
 
 
 def _kernel(identity, residual, *parameters, devices, **params):
@@ -266,9 +203,7 @@ def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
     results = [Value("row", dtype=z.dtype)] * sum(wanted[:2])
     results += [Value("partial", dtype=accumulation)] * sum(wanted[2:])
     if any(wanted[2:]):
-        results.append(
-            Value("scratch", dtype=accumulation, size=_scratch_size(z) * sum(wanted[2:]))
-        )
+        results.append(Value("scratch", dtype=accumulation, size=scratch_size(z) * sum(wanted[2:])))
     scale, cotangents = operands[:has_scale], operands[has_scale:]
     out = row_call(
         "syntonic_phi_residual_layernorm_cotangent",
@@ -285,13 +220,6 @@ def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
         results=sum(bit << i for i, bit in enumerate(wanted)),
     )
     return [out[0], *out] if shared else out
-
-
-def _scratch_size(z: Any) -> int:
-    width = z.shape[-1]
-    rows = z.size // width
-    workers = min(_MAX_WORKERS, max(1, _SCRATCH_ELEMENTS // width))
-    return width * (min(workers, rows) if isinstance(rows, int) else workers)
 
 
 phi_residual_layernorm_p = define(
@@ -346,16 +274,12 @@ def _kinds(*, has_scale, has_bias, **_):
 
 def _tangent_kinds(*, has_scale, inputs, outputs, **_):
     residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
-    return residuals + _masked(_INPUT_KINDS, inputs), _masked(_OUTPUT_KINDS, outputs)
+    return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
 
 
 def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
     residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
-    return residuals + _masked(_OUTPUT_KINDS, outputs), _masked(_INPUT_KINDS, inputs)
-
-
-def _masked(kinds, mask) -> list[str]:
-    return [kind for kind, m in zip(kinds, mask) if m]
+    return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
 
 
 forward_mode(phi_residual_layernorm_p, _jvp)

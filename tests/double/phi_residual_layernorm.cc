@@ -26,7 +26,8 @@ Status phi_residual_layernorm(Stream, const PhiResidualLayernorm& call) {
       double sum = 0;
       for (int64_t j = 0; j < width; ++j) {
         const T identity = static_cast<T>(load(call.identity, call.dtype, first + j));
-        const T residual = static_cast<T>(load(call.residual, call.dtype, first + j));
+        const T residual =
+            static_cast<T>(call.residual ? load(call.residual, call.dtype, first + j) : 0);
         const T exact = static_cast<T>(call.sum_scale) *
                         (identity + static_cast<T>(call.residual_scale) * residual);
         z[j] = static_cast<T>(stored(call.dtype, exact));

@@ -1,0 +1,190 @@
+#include "channel.cuh"
+#include "golden_batch_norm.h"
+
+namespace syntonic {
+namespace {
+
+// V elements as they came from memory; one alone may be smaller than a word.
+template <class T, int V>
+struct Elements {
+  Packed<T, V> packed;
+};
+template <class T>
+struct Elements<T, 1> {
+  T one;
+};
+
+template <int V, class T>
+__device__ Elements<T, V> read_elements(const T* data, int64_t first, int count) {
+  if constexpr (V == 1) {
+    return {count ? data[first] : T(0.0f)};
+  } else {
+    return {load<T, V, Cache::keep>(data + first, Span{0, 1, count}, count == V)};
+  }
+}
+
+template <class T, int V, class A>
+__device__ void unpack(const Elements<T, V>& elements, A (&x)[V]) {
+  if constexpr (V == 1) {
+    x[0] = static_cast<A>(elements.one);
+  } else {
+    unpack(elements.packed, x);
+  }
+}
+
+template <class U>
+struct MomentsOf {
+  using T = U;
+  using A = Acc<T>;
+  using M = Moments<A>;
+  struct Channel {};
+  static constexpr int kRows = 8;
+  template <int V>
+  using Raw = Elements<T, V>;
+
+  const T* x;
+  A* pivot;
+  A* offset;
+  A* m2;
+
+  template <int V>
+  __device__ Raw<V> read(int64_t first, int count) const {
+    return read_elements<V>(x, first, count);
+  }
+
+  __device__ Channel channel(int64_t, int64_t) const { return {}; }
+
+  template <int R, int V, class Valid>
+  __device__ M measure(const Raw<V> (&raw)[R], int e, const Channel&, Valid valid) const {
+    A all[R][V];
+#pragma unroll
+    for (int r = 0; r < R; ++r) unpack(raw[r], all[r]);
+    if (e < 0) return moments_of(all, valid);
+    A column[R][1];
+#pragma unroll
+    for (int r = 0; r < R; ++r) column[r][0] = all[r][e];
+    return moments_of(column, [&](int r, int) { return valid(r, e); });
+  }
+
+  __device__ void store(int64_t i, const M& moments) const {
+    pivot[i] = moments.pivot;
+    offset[i] = moments.offset;
+    m2[i] = moments.m2;
+  }
+};
+
+template <class U, class Ct>
+struct SumsOf {
+  using T = U;
+  using A = Acc<T>;
+  using M = SumPair<A>;
+  struct Channel {
+    A mean;
+    A low;
+  };
+  static constexpr int kRows = 4;
+  template <int V>
+  struct Raw {
+    Elements<T, V> x;
+    Elements<Ct, V> ct;
+  };
+
+  const T* x;
+  const Ct* ct;
+  const A* mean;
+  const A* low;
+  A* sum;
+  A* product;
+  int64_t partials_per_group;
+  int64_t channels;
+
+  template <int V>
+  __device__ Raw<V> read(int64_t first, int count) const {
+    return {read_elements<V>(x, first, count), read_elements<V>(ct, first, count)};
+  }
+
+  __device__ Channel channel(int64_t partial, int64_t channel) const {
+    const int64_t i = partial / partials_per_group * channels + channel;
+    return {mean[i], low[i]};
+  }
+
+  template <int R, int V, class Valid>
+  __device__ M measure(const Raw<V> (&raw)[R], int e, const Channel& of, Valid valid) const {
+    M sums;
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      A xs[V], cts[V];
+      unpack(raw[r].x, xs);
+      unpack(raw[r].ct, cts);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        if ((e >= 0 && i != e) || !valid(r, i)) continue;
+        sums.first += cts[i];
+        sums.second += ((xs[i] - of.mean) - of.low) * cts[i];
+      }
+    }
+    return sums;
+  }
+
+  __device__ void store(int64_t i, const M& sums) const {
+    sum[i] = sums.first;
+    product[i] = sums.second;
+  }
+};
+
+// Elements of T that one load may bring, by the alignment of an array of them.
+template <class T>
+int vector_of(const T* data) {
+  const auto bytes = reinterpret_cast<uintptr_t>(data);
+  return static_cast<int>(
+      std::min<uintptr_t>(kVector<T>, bytes == 0 ? 16 : (bytes & -bytes) / sizeof(T)));
+}
+
+template <class T, class Ct>
+Status sums_of(Stream stream, const GoldenBatchNormSums& call) {
+  using A = Acc<T>;
+  const SumsOf<T, Ct> sums = {static_cast<const T*>(call.x),
+                              static_cast<const Ct*>(call.ct),
+                              static_cast<const A*>(call.mean),
+                              static_cast<const A*>(call.low),
+                              static_cast<A*>(call.sum),
+                              static_cast<A*>(call.product),
+                              call.channels.partials / call.groups,
+                              call.channels.count};
+  // A wider cotangent is loaded in several pieces of 16 bytes.
+  const int vector =
+      std::min(vector_of(sums.x), vector_of(sums.ct) == kVector<Ct> ? kVector<T> : 1);
+  return reduce_channels(stream, sums, call.channels, vector, call.scratch, call.scratch_size);
+}
+
+}  // namespace
+
+Status golden_batch_norm_moments(Stream stream, const GoldenBatchNormMoments& call) {
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Acc<T>;
+    const MomentsOf<T> moments = {static_cast<const T*>(call.x), static_cast<A*>(call.pivot),
+                                  static_cast<A*>(call.offset), static_cast<A*>(call.m2)};
+    return reduce_channels(stream, moments, call.channels, vector_of(moments.x), call.scratch,
+                           call.scratch_size);
+  });
+}
+
+Status golden_batch_norm_sums(Stream stream, const GoldenBatchNormSums& call) {
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return call.ct_dtype == call.dtype ? sums_of<T, T>(stream, call)
+                                       : sums_of<T, Acc<T>>(stream, call);
+  });
+}
+
+Status load_golden_batch_norm(DType dtype) {
+  return with_type(dtype, [](auto type) {
+    using T = typename decltype(type)::type;
+    Status status = load_channels<MomentsOf<T>>();
+    if (status == kSuccess) status = load_channels<SumsOf<T, T>>();
+    return status == kSuccess ? load_channels<SumsOf<T, Acc<T>>>() : status;
+  });
+}
+
+}  // namespace syntonic

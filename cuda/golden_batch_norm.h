@@ -1,0 +1,49 @@
+// What batch normalisation reduces: the moments of every channel, and the two sums along a channel
+// that its derivative needs. What is left is elementwise and belongs to XLA's fusions.
+#pragma once
+
+#include "types.h"
+
+namespace syntonic {
+
+// "acc" below is accumulation(dtype); results are one row of channels per partial.
+//
+// The mean is pivot + offset: near 10^4 the rounding of a single number would show in the
+// deviations. m2 is the sum of squared deviations from it.
+struct GoldenBatchNormMoments {
+  const void* x;  // dtype, channels
+  void* pivot;    // acc
+  void* offset;   // acc
+  void* m2;       // acc
+  void* scratch;  // acc, scratch_size elements: what the workers find, before it is merged
+  int64_t scratch_size;
+  DType dtype;
+  Channels channels;
+};
+// Elements of scratch memory for each result: no less is enough, more lets more workers share a
+// channel.
+constexpr int64_t kMomentsScratch = 4;
+Status golden_batch_norm_moments(Stream stream, const GoldenBatchNormMoments& call);
+
+// sum = sum of ct and product = sum of (x - mean - low) * ct along each channel.
+struct GoldenBatchNormSums {
+  const void* x;     // dtype, channels
+  const void* mean;  // acc, one row of channels per group
+  const void* low;   // acc, likewise: what rounding took from the mean
+  const void* ct;    // ct_dtype, channels: dtype or acc
+  void* sum;         // acc
+  void* product;     // acc
+  void* scratch;     // acc, scratch_size elements
+  int64_t scratch_size;
+  DType dtype;
+  DType ct_dtype;
+  Channels channels;
+  int64_t groups;  // channels.partials is a multiple of it
+};
+constexpr int64_t kSumsScratch = 2;
+Status golden_batch_norm_sums(Stream stream, const GoldenBatchNormSums& call);
+
+// Loads the kernels onto the current device: needed before the first launch there.
+Status load_golden_batch_norm(DType dtype);
+
+}  // namespace syntonic

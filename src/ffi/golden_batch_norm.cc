@@ -1,0 +1,106 @@
+#include "golden_batch_norm.h"
+
+#include "targets.h"
+
+namespace syntonic {
+namespace {
+
+// x is [batch..., rows..., channels, inner] and every result [batch..., channels].
+Channels channels_of(Call& call, const Array& x, const Array& result) {
+  const int64_t inner = call.width_of(x);
+  const int64_t count = call.width_of(result);
+  const size_t rank = x.dims.size();
+  call.require(rank >= 2 && x.dims[rank - 2] == count, x.name, " must have ", count,
+               " channels before its last axis, got ", x.dims);
+  const int64_t partials = result.count / count;
+  const int64_t rows = x.count / (count * inner);
+  call.require(Call::divides(partials, rows), result.name, " has ", partials,
+               " rows, which do not divide the ", rows, " of ", x.name);
+  if (partials == 0 || !call.ok()) return {1, 0, 1, 1};
+  return {partials, rows / partials, count, inner};
+}
+
+ffi::Error run_moments(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  Call call("syntonic_golden_batch_norm_moments", operands, results);
+  const Array x = call.operand("x");
+  const Array pivot = call.result("pivot");
+  const Array offset = call.result("offset");
+  const Array m2 = call.result("m2");
+  const Array scratch = call.result("scratch");
+  for (const Array& array : {pivot, offset, m2, scratch}) {
+    call.has_dtype(array, accumulation(x.dtype));
+  }
+  for (const Array& array : {offset, m2}) call.has_shape_of(array, pivot);
+  const Channels channels = channels_of(call, x, pivot);
+  call.require(scratch.count >= kMomentsScratch * channels.results(), "scratch must have at least ",
+               kMomentsScratch * channels.results(), " elements, got ", scratch.dims);
+  const GoldenBatchNormMoments arguments{
+      .x = x.data,
+      .pivot = pivot.data,
+      .offset = offset.data,
+      .m2 = m2.data,
+      .scratch = scratch.data,
+      .scratch_size = scratch.count,
+      .dtype = x.dtype,
+      .channels = channels,
+  };
+  return call.launch(stream, channels.elements(), {pivot, offset, m2},
+                     [&] { return golden_batch_norm_moments(stream, arguments); });
+}
+
+ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  Call call("syntonic_golden_batch_norm_sums", operands, results);
+  const Array x = call.operand("x");
+  const Array mean = call.operand("mean");
+  const Array low = call.operand("low");
+  const Array ct = call.operand("ct");
+  const Array sum = call.result("sum");
+  const Array product = call.result("product");
+  const Array scratch = call.result("scratch");
+  for (const Array& array : {mean, low, sum, product, scratch}) {
+    call.has_dtype(array, accumulation(x.dtype));
+  }
+  call.require(ct.dtype == x.dtype || ct.dtype == accumulation(x.dtype), "ct must be ",
+               name_of(x.dtype), " or ", name_of(accumulation(x.dtype)), ", got ",
+               name_of(ct.dtype));
+  call.has_shape_of(ct, x);
+  call.has_shape_of(product, sum);
+  call.has_shape_of(low, mean);
+  const Channels channels = channels_of(call, x, sum);
+  const int64_t groups = call.rows_of(mean, channels.count);
+  call.require(groups > 0 && Call::divides(groups, channels.partials), "mean has ", groups,
+               " rows, of which the ", channels.partials, " rows of sum are no multiple");
+  call.require(scratch.count >= kSumsScratch * channels.results(), "scratch must have at least ",
+               kSumsScratch * channels.results(), " elements, got ", scratch.dims);
+  const GoldenBatchNormSums arguments{
+      .x = x.data,
+      .mean = mean.data,
+      .low = low.data,
+      .ct = ct.data,
+      .sum = sum.data,
+      .product = product.data,
+      .scratch = scratch.data,
+      .scratch_size = scratch.count,
+      .dtype = x.dtype,
+      .ct_dtype = ct.dtype,
+      .channels = channels,
+      .groups = groups,
+  };
+  return call.launch(stream, channels.elements(), {sum, product},
+                     [&] { return golden_batch_norm_sums(stream, arguments); });
+}
+
+XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments, execute(), {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunSums, run_sums, execute(), {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_batch_norm>, initialize_by_operand());
+
+}  // namespace
+
+std::vector<Target> golden_batch_norm_targets() {
+  return {
+      {"syntonic_golden_batch_norm_moments", kRunMoments, kLoad},
+      {"syntonic_golden_batch_norm_sums", kRunSums, kLoad},
+  };
+}
+
+}  // namespace syntonic

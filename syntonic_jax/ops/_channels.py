@@ -1,0 +1,308 @@
+"""What batch normalisation does along its channels: moments, sums, and the transpose of the sums.
+
+An array x is [*G, *outer, *features, *trailing] with G group dimensions (_rows.py); numbers of a
+channel are [*G, *features], in the accumulation type. `block` is (features, trailing): how many
+axes of each kind there are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._partition import Value, row_call
+from .._primitive import bind, define, transposes
+from .._rows import batch_rows, masked
+from ._numerics import accumulation_dtype, widen
+
+Block = tuple[int, int]
+
+# ------------------------------------------------------------------------------- operations
+
+
+def apply(x, mean, low, slope, bias, dtype, block: Block) -> Any:
+    """slope · (x − mean − low) + bias, rounded once. bias may be None."""
+    y = _centred(x, mean, low, 0, block) * _spread(slope, x, 0, block)
+    if bias is not None:
+        y = y + _spread(bias, x, 0, block)
+    return y.astype(dtype)
+
+
+def moments(x, where, block: Block, implementation) -> tuple[Any, Any, Any, Any]:
+    """Number of elements of every channel, their mean as a sum of two numbers, and Σ (x − mean)².
+
+    The number is a Python one, or an array where there is a mask.
+    """
+    given = () if where is None else (where,)
+    pivot, offset, m2, *count = bind(
+        golden_batch_norm_moments_p,
+        x,
+        *given,
+        has_where=where is not None,
+        block=block,
+        groups=0,
+        implementation=implementation,
+    )
+    return (count[0] if count else _count(x, 0, block)), pivot, offset, m2
+
+
+def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
+    """Σ a and Σ (x − mean − low) · a along every channel, of the unmasked elements."""
+    return bind(
+        golden_batch_norm_cotangent_p,
+        *(x, mean, low),
+        *(() if where is None else (where,)),
+        a,
+        has_slope=False,
+        has_where=where is not None,
+        inputs=(False, True, True),
+        outputs=(True,),
+        dtype=a.dtype,
+        block=block,
+        groups=0,
+        implementation=implementation,
+    )
+
+
+def apply_tangent(x, mean, low, slope, dx, shift, tilt, dtype, block: Block, implementation) -> Any:
+    """slope · dx + shift + tilt · (x − mean − low), of which any term may be None."""
+    given = [t for t in (dx, shift, tilt) if t is not None]
+    (dy,) = bind(
+        golden_batch_norm_tangent_p,
+        *(x, mean, low),
+        *(() if dx is None else (slope,)),
+        *given,
+        has_slope=dx is not None,
+        has_where=False,
+        inputs=(dx is not None, shift is not None, tilt is not None),
+        outputs=(True,),
+        dtype=dtype,
+        block=block,
+        groups=0,
+        implementation=implementation,
+    )
+    return dy
+
+
+# ------------------------------------------------------------------------------- reference
+
+
+def _reduced(x: Any, groups: int, block: Block) -> tuple[int, ...]:
+    """The axes of x along a channel."""
+    features, trailing = block
+    return (
+        *range(groups, x.ndim - features - trailing),
+        *range(x.ndim - trailing, x.ndim),
+    )
+
+
+def _count(x: Any, groups: int, block: Block) -> Any:
+    return math.prod(x.shape[axis] for axis in _reduced(x, groups, block))
+
+
+def _spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
+    """Numbers of channels in a shape that broadcasts against x."""
+    features, trailing = block
+    outer = x.ndim - groups - features - trailing
+    lead, rest = channel.shape[:groups], channel.shape[groups:]
+    return channel.reshape(lead + (1,) * outer + rest + (1,) * trailing)
+
+
+def _centred(x, mean, low, groups: int, block: Block) -> Any:
+    return (widen(x) - _spread(mean, x, groups, block)) - _spread(low, x, groups, block)
+
+
+def _moments_reference(x, *where, has_where, block, groups):
+    del has_where
+    axes = _reduced(x, groups, block)
+    wide = widen(x)
+    if not where:
+        mean = wide.mean(axes)
+        deviation = wide - _spread(mean, x, groups, block)
+        # The mean of the deviations takes out what rounding left in the first mean.
+        offset = deviation.mean(axes)
+        deviation = deviation - _spread(offset, x, groups, block)
+        return mean, offset, jnp.square(deviation).sum(axes)
+    (mask,) = where
+    count = mask.sum(axes, dtype=wide.dtype)
+    mean = jnp.where(mask, wide, 0).sum(axes) / count
+    deviation = jnp.where(mask, wide - _spread(mean, x, groups, block), 0)
+    offset = deviation.sum(axes) / count
+    deviation = jnp.where(mask, deviation - _spread(offset, x, groups, block), 0)
+    # Without an element: NaN, as mean and offset are.
+    return mean, offset, jnp.square(deviation).sum(axes) + 0 * offset, count
+
+
+def _split(operands, has_slope, has_where, count):
+    """The slope, the mask and the `count` linear operands that follow x, mean and low."""
+    slope, rest = operands[:has_slope], operands[has_slope:]
+    mask, linear = rest[:has_where], rest[has_where:]
+    assert len(linear) == count
+    return slope, mask, linear
+
+
+def _unmasked(values, mask):
+    return jnp.where(mask[0], values, 0) if mask else values
+
+
+def _tangent_reference(
+    x, mean, low, *operands, has_slope, has_where, inputs, outputs, dtype, block, groups
+):
+    del outputs
+    slope, mask, given = _split(operands, has_slope, has_where, sum(inputs))
+    values = iter(given)
+    out = jnp.zeros_like(widen(x))
+    if inputs[0]:
+        out = out + _spread(slope[0], x, groups, block) * next(values)
+    if inputs[1]:
+        out = out + _spread(next(values), x, groups, block)
+    if inputs[2]:
+        centred = _unmasked(_centred(x, mean, low, groups, block), mask)
+        out = out + _spread(next(values), x, groups, block) * centred
+    return (_unmasked(out, mask).astype(dtype),)
+
+
+def _cotangent_reference(
+    x, mean, low, *operands, has_slope, has_where, inputs, outputs, dtype, block, groups
+):
+    del outputs, dtype
+    slope, mask, (ct,) = _split(operands, has_slope, has_where, 1)
+    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), mask)
+    axes = _reduced(x, groups, block)
+    results = []
+    if inputs[0]:
+        results.append(_spread(slope[0], x, groups, block) * ct)
+    if inputs[1]:
+        results.append(ct.sum(axes))
+    if inputs[2]:
+        centred = _unmasked(_centred(x, mean, low, groups, block), mask)
+        results.append((centred * ct).sum(axes))
+    return tuple(results)
+
+
+# ------------------------------------------------------------------------------ primitives
+
+# Scratch memory for as many workers as keep a device busy, in entries of a worker and a channel.
+_ENTRIES = 1 << 17
+_LEAST_WORKERS = 8  # rows of an odd number of channels that make whole 16-byte packs
+_MOMENTS_ENTRY, _SUMS_ENTRY = 4, 2  # elements, as in cuda/golden_batch_norm.h
+
+
+def _planes(x: Any, block: Block) -> Any:
+    """x as [*G, *outer, channels, elements]."""
+    features, trailing = block
+    first = x.ndim - features - trailing
+    channels = math.prod(x.shape[first : first + features])
+    return x.reshape(*x.shape[:first], channels, math.prod(x.shape[first + features :]))
+
+
+def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
+    channels = math.prod(x.shape[:groups]) * x.shape[-2]
+    return Value("scratch", dtype=dtype, size=entry * max(_ENTRIES, _LEAST_WORKERS * channels))
+
+
+def _moments_kernel(x, *where, devices, block, groups, **params):
+    if where or x.size == 0:
+        return _moments_reference(x, *where, block=block, groups=groups, **params)
+    planes, dtype = _planes(x, block), accumulation_dtype(x.dtype)
+    pivot, offset, m2 = row_call(
+        "syntonic_golden_batch_norm_moments",
+        [Value("row", planes)],
+        [Value("parts", dtype=dtype)] * 3 + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
+        groups=groups,
+        devices=devices,
+        planes=True,
+    )
+    parts = pivot.shape[groups]
+    if parts == 1:
+        merged = (v.squeeze(groups) for v in (pivot, offset, m2))
+    else:
+        # Chan's rule, for parts of equal size.
+        common = pivot.mean(groups, keepdims=True)
+        apart = (pivot - common) + offset
+        mean_apart = apart.mean(groups, keepdims=True)
+        between = jnp.square(apart - mean_apart) * (_count(x, groups, block) // parts)
+        merged = (common.squeeze(groups), mean_apart.squeeze(groups), (m2 + between).sum(groups))
+    shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
+    return [v.reshape(shape) for v in merged]
+
+
+def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params):
+    inputs, ct = params["inputs"], operands[-1]
+    dtype = accumulation_dtype(x.dtype)
+    sum_only = params | {"inputs": (inputs[0], False, False)}
+    if (
+        params["has_where"]
+        or x.size == 0
+        or ct.dtype not in (x.dtype, dtype)
+        or not any(inputs[1:])
+    ):
+        return _cotangent_reference(x, mean, low, *operands, block=block, groups=groups, **params)
+    planes = _planes(x, block)
+    channels = (*x.shape[:groups], planes.shape[-2])
+    found = row_call(
+        "syntonic_golden_batch_norm_sums",
+        [Value("row", planes)]
+        + [Value("parameter", p.reshape(channels)) for p in (mean, low)]
+        + [Value("row", ct.reshape(planes.shape))],
+        [Value("partial", dtype=dtype)] * 2 + [_scratch(planes, groups, _SUMS_ENTRY, dtype)],
+        groups=groups,
+        devices=devices,
+        planes=True,
+    )
+    # The elementwise part is XLA's, which fuses it with what follows.
+    elementwise = _cotangent_reference(
+        x, mean, low, *operands, block=block, groups=groups, **sum_only
+    )
+    return [*elementwise, *(s.reshape(mean.shape) for s, i in zip(found, inputs[1:]) if i)]
+
+
+golden_batch_norm_moments_p = define(
+    "golden_batch_norm_moments",
+    _moments_reference,
+    operation="golden_batch_norm",
+    kernel=_moments_kernel,
+)
+golden_batch_norm_tangent_p = define(
+    "golden_batch_norm_tangent", _tangent_reference, operation="golden_batch_norm"
+)
+golden_batch_norm_cotangent_p = define(
+    "golden_batch_norm_cotangent",
+    _cotangent_reference,
+    operation="golden_batch_norm",
+    kernel=_cotangent_kernel,
+)
+
+# ----------------------------------------------------------------------------------- rules
+
+_INPUT_KINDS = ("row", "parameter", "parameter")
+
+
+def _moments_kinds(*, has_where, **_):
+    return ["row"] * (1 + has_where), ["parameter"] * (3 + has_where)
+
+
+def _residual_kinds(has_slope, has_where):
+    return ["row", "parameter", "parameter"] + ["parameter"] * has_slope + ["row"] * has_where
+
+
+def _tangent_kinds(*, has_slope, has_where, inputs, **_):
+    return _residual_kinds(has_slope, has_where) + masked(_INPUT_KINDS, inputs), ["row"]
+
+
+def _cotangent_kinds(*, has_slope, has_where, inputs, **_):
+    return [*_residual_kinds(has_slope, has_where), "row"], masked(_INPUT_KINDS, inputs)
+
+
+transposes(
+    golden_batch_norm_tangent_p,
+    golden_batch_norm_cotangent_p,
+    _tangent_reference,
+    _cotangent_reference,
+    reach=((True,),) * 3,
+)
+batch_rows(golden_batch_norm_moments_p, _moments_kinds)
+batch_rows(golden_batch_norm_tangent_p, _tangent_kinds)
+batch_rows(golden_batch_norm_cotangent_p, _cotangent_kinds)

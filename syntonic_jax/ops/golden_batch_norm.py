@@ -1,0 +1,421 @@
+"""Batch normalisation to a target variance t.
+
+y = scale · √t · (x − mean) / √(var + ε) + bias, with the statistics of every feature over all
+other axes, those of a mapped axis included where one is named.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from .. import _check, _dispatch
+from ..modes import GoldenNormMode
+from ._channels import apply, apply_tangent, moments, sums
+from ._numerics import accumulation_dtype, widen
+
+# ---------------------------------------------------------------------------------- public
+
+
+def golden_batch_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    target_variance: str | float | GoldenNormMode = "golden",
+    epsilon: float = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises every feature by its statistics over the batch, to the variance φ⁻¹ by default.
+
+    y = scale · √t · (x − mean) / √(var + ε) + bias; mean and the biased variance are those of x,
+    before √t: what running statistics are made of. Under jit with sharded arrays they are those
+    of the whole batch.
+
+    Args:
+      x: array of float16, bfloat16, float32 or float64, features at `axis`: channels last
+        (N, …, C) with -1, channels first (N, C, …) with 1. Neither is transposed.
+      scale: array of the shape of the feature axes, or None (1); any floating type, it does not
+        promote the result.
+      bias: likewise, or None (0).
+      axis: the feature axis, or several; the statistics run over all the others.
+      target_variance: t: 'golden' (φ⁻¹), 'standard' (1), a positive Python number or a
+        `GoldenNormMode`.
+      epsilon: added to the variance; a Python number, not negative.
+      where: boolean array, broadcastable to x: which elements count in the statistics. The others
+        are normalised like them. A feature without any has NaN statistics.
+      axis_name: a mapped axis (of vmap, pmap or shard_map), or several, over which the statistics
+        are merged. Every shard weighs by the number of its elements, an empty one not at all.
+      axis_index_groups: groups of indices of that axis to merge within, as in `jax.lax.psum`.
+      dtype: type of y; None: that of x.
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md).
+
+    Returns:
+      (y, mean, var): y of the shape of x, rounded once; mean and var of the shape of the feature
+      axes in float32 (float64 for float64 data), the type in which they are computed. All three
+      are differentiable.
+
+    Raises:
+      TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `epsilon`
+        no Python number.
+      ValueError: an axis is out of range or named twice, there is nothing to reduce, a parameter
+        does not have the shape of the features, `where` does not broadcast, or another argument
+        is out of range.
+      NameError: `axis_name` names no mapped axis.
+
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> y, mean, var = golden_batch_norm(jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]]))
+    >>> np.asarray(mean), np.asarray(var).round(3), np.asarray(y.var(0)).round(3)
+    (array([ 2., 30.], dtype=float32), array([  0.667, 466.667], dtype=float32), array([0.618, 0.618], dtype=float32))
+    """  # noqa: E501
+    options = _options(
+        "golden_batch_norm", axis, target_variance, epsilon, dtype, implementation,
+        axis_name, axis_index_groups,
+    )  # fmt: skip
+    return _golden_batch_norm(x, scale, bias, where, options)
+
+
+def golden_batch_norm_inference(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    target_variance: str | float | GoldenNormMode = "golden",
+    epsilon: float = 1e-5,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Normalises every feature by given statistics, as running ones are.
+
+    y = scale · √t · (x − mean) / √(var + ε) + bias.
+
+    Args:
+      x: array of float16, bfloat16, float32 or float64, features at `axis`.
+      mean: array of the shape of the feature axes; any floating type, it does not promote the
+        result.
+      var: likewise.
+      scale: likewise, or None (1).
+      bias: likewise, or None (0).
+      axis: the feature axis, or several.
+      target_variance: t: 'golden' (φ⁻¹), 'standard' (1), a positive Python number or a
+        `GoldenNormMode`.
+      epsilon: added to the variance; a Python number, not negative.
+      dtype: type of y; None: that of x.
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md): of the sums that its
+        derivative needs; y itself is elementwise and always XLA's.
+
+    Returns:
+      y of the shape of x, computed in float32 (float64 for float64 data) and rounded once.
+
+    Raises:
+      TypeError: an array or `dtype` is not real floating point, or `epsilon` no Python number.
+      ValueError: an axis is out of range or named twice, a parameter does not have the shape of
+        the features, or another argument is out of range.
+
+    >>> import jax.numpy as jnp
+    >>> golden_batch_norm_inference(
+    ...     jnp.ones((2, 1)), jnp.zeros(1), jnp.ones(1), target_variance=4.0, epsilon=0.0
+    ... ).tolist()
+    [[2.0], [2.0]]
+    """
+    options = _options(
+        "golden_batch_norm_inference", axis, target_variance, epsilon, dtype, implementation
+    )
+    return _golden_batch_norm_inference(x, mean, var, scale, bias, options)
+
+
+def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of every feature: whether a tensor reaches its target variance.
+
+    Args:
+      x: array of float16, bfloat16, float32 or float64.
+      axis: the feature axis, or several; the statistics run over all the others.
+
+    Returns:
+      (mean, var), both of the shape of the feature axes, in float32 (float64 for float64 data).
+
+    Raises:
+      TypeError: x is not real floating point.
+      ValueError: an axis is out of range or named twice, or there is nothing to reduce.
+
+    >>> import jax, jax.numpy as jnp
+    >>> y, _, _ = golden_batch_norm(jax.random.normal(jax.random.key(0), (64, 3)))
+    >>> output_statistics(y)[1].round(3).tolist()
+    [0.6179999709129333, 0.6179999709129333, 0.6179999709129333]
+    """
+    options = _options("output_statistics", axis, "standard", 0.0, None, None)
+    return _golden_batch_norm(x, None, None, None, options)[1:]
+
+
+class _Options(NamedTuple):
+    """What is static: part of the key of jit's cache."""
+
+    function: str
+    axis: Any
+    scale_factor: float
+    epsilon: float
+    dtype: Any
+    implementation: str | None
+    axis_name: Any = None
+    axis_index_groups: Any = None
+
+
+def _options(
+    function, axis, target_variance, epsilon, dtype, implementation,
+    axis_name=None, axis_index_groups=None,
+) -> _Options:  # fmt: skip
+    _dispatch.check_implementation(function, implementation)
+    if isinstance(axis_name, list):
+        axis_name = tuple(axis_name)
+    if axis_index_groups is not None:
+        axis_index_groups = tuple(map(tuple, axis_index_groups))
+    return _Options(
+        function,
+        tuple(axis) if isinstance(axis, Sequence) else axis,
+        _check.scale_factor(function, target_variance),
+        _check.epsilon(function, epsilon),
+        dtype,
+        implementation,
+        axis_name,
+        axis_index_groups,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(4,), inline=True)
+def _golden_batch_norm(x, scale, bias, where, options: _Options):
+    name = options.function
+    layout, x, (scale, bias) = _layout(options, x, scale=scale, bias=bias)
+    if where is not None:
+        where = _mask(name, where, layout)
+    if 0 in layout.reduced or not layout.reduced:
+        raise ValueError(
+            f"{name}: nothing to reduce: x must have at least one element beside its feature axes "
+            f"{layout.axes}, got shape {layout.shape}"
+        )
+    if options.axis_name is not None:
+        _require_mapped(name, options.axis_name)
+    y, mean, _, var = _batch_norm(x, scale, bias, where, layout, options)
+    return layout.restore(y), mean, var
+
+
+@functools.partial(jax.jit, static_argnums=(5,), inline=True)
+def _golden_batch_norm_inference(x, mean, var, scale, bias, options: _Options):
+    layout, x, (mean, var, scale, bias) = _layout(
+        options, x, mean=mean, var=var, scale=scale, bias=bias
+    )
+    return layout.restore(_normalise(x, mean, var, scale, bias, layout, options))
+
+
+# ---------------------------------------------------------------------------------- layout
+
+
+class _Layout(NamedTuple):
+    """Where the features of an array lie: one block of axes, after a transposition if need be."""
+
+    shape: tuple[Any, ...]
+    axes: tuple[int, ...]  # the feature axes of the array as it was given
+    order: tuple[int, ...]  # the transposition, () for none
+    trailing: int  # axes behind the block
+    dtype: Any  # of y
+
+    @property
+    def reduced(self) -> tuple[Any, ...]:
+        return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Feature axes and axes behind them, as _channels.py counts them."""
+        return len(self.axes), self.trailing
+
+    def arrange(self, x: Any) -> Any:
+        return x.transpose(self.order) if self.order else x
+
+    def restore(self, y: Any) -> Any:
+        return y.transpose(np.argsort(self.order)) if self.order else y
+
+
+def _layout(options: _Options, x, **parameters) -> tuple[_Layout, Any, list[Any]]:
+    """The layout of x, x in it, and the parameters in the accumulation type; all checked."""
+    name = options.function
+    _check.floating(name, x=x)
+    _check.floating(name, **{k: v for k, v in parameters.items() if v is not None})
+    x = jnp.asarray(x)
+    axes = _check.axes(name, options.axis, x.ndim)
+    _check.parameter(name, tuple(x.shape[a] for a in axes), **parameters)
+    contiguous = all(b == a + 1 for a, b in itertools.pairwise(axes))
+    order = () if contiguous else (*(i for i in range(x.ndim) if i not in axes), *axes)
+    layout = _Layout(
+        x.shape,
+        axes,
+        order,
+        x.ndim - 1 - axes[-1] if axes and contiguous else 0,
+        _check.result_dtype(name, options.dtype, x.dtype),
+    )
+    accumulation = accumulation_dtype(x.dtype)
+    wide = [None if p is None else jnp.asarray(p).astype(accumulation) for p in parameters.values()]
+    return layout, layout.arrange(x), wide
+
+
+def _mask(name: str, where, layout: _Layout):
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{name}: where must be boolean, got {where.dtype}")
+    try:
+        fits = jnp.broadcast_shapes(where.shape, layout.shape) == tuple(layout.shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: where must broadcast to the shape {layout.shape} of x, got {where.shape}"
+        )
+    return layout.arrange(jnp.broadcast_to(where, layout.shape))
+
+
+def _require_mapped(name: str, axis_name) -> None:
+    # Asked here because a sum over groups does not ask.
+    try:
+        lax.axis_size(axis_name)
+    except NameError as error:
+        raise NameError(
+            f"{name}: axis_name must be a mapped axis (of jax.vmap, jax.pmap or jax.shard_map), "
+            f"got {axis_name!r}, which is none here"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------ rules
+#
+# What runs along a channel are two primitives that are each other's transpose, and the moments
+# (_channels.py). Everything between them is arithmetic on one number a channel, left to jnp, with
+# sums over the mapped axis wherever numbers of all shards meet.
+
+
+def _psum(x, options: _Options):
+    if options.axis_name is None:
+        return x
+    return lax.psum(x, options.axis_name, axis_index_groups=options.axis_index_groups)
+
+
+def _merged_moments(x, where, layout: _Layout, options: _Options):
+    """Number, mean, what rounding took from it, and variance of every channel, over all shards."""
+    count, pivot, offset, m2 = moments(x, where, layout.block, options.implementation)
+    if options.axis_name is not None:
+        # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
+        total = _psum(count, options)
+        here = jnp.asarray(count) > 0
+        share = count / total
+        common = _psum(jnp.where(here, pivot * share, 0), options)
+        # From here on numbers are small beside the mean.
+        apart = jnp.where(here, (pivot - common) + offset, 0)
+        mean_apart = _psum(apart * share, options)
+        m2 = _psum(jnp.where(here, m2, 0) + count * jnp.square(apart - mean_apart), options)
+        count, pivot, offset = total, common, mean_apart
+    mean = pivot + offset
+    return count, mean, (pivot - mean) + offset, m2 / count
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _batch_norm(x, scale, bias, where, layout: _Layout, options: _Options):
+    """y, mean, what rounding took from the mean, and var."""
+    _, mean, low, var = _merged_moments(x, where, layout, options)
+    slope = _slope(var, scale, options)
+    return apply(x, mean, low, slope, bias, layout.dtype, layout.block), mean, low, var
+
+
+@functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
+def _batch_norm_jvp(layout: _Layout, options: _Options, primals, tangents):
+    x, scale, bias, where = primals
+    dx, d_scale, d_bias, _ = map(_present, tangents)
+    y, mean, low, var = _batch_norm(x, scale, bias, where, layout, options)
+    d_mean = d_var = None
+    if dx is not None:
+        dx = widen(dx)
+        count = jnp.asarray(_count(x, where, layout, options), var.dtype)
+        first, second = sums(x, mean, low, dx, where, layout.block, options.implementation)
+        d_mean = _psum(first, options) / count
+        d_var = 2 * _psum(second, options) / count
+    dy = _tangent(
+        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, y.dtype, layout, options
+    )
+    zeros = jnp.zeros_like(mean)
+    return (y, mean, low, var), (
+        dy,
+        zeros if d_mean is None else d_mean,
+        zeros,
+        zeros if d_var is None else d_var,
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
+def _normalise(x, mean, var, scale, bias, layout: _Layout, options: _Options):
+    slope = _slope(var, scale, options)
+    return apply(x, mean, jnp.zeros_like(mean), slope, bias, layout.dtype, layout.block)
+
+
+@functools.partial(_normalise.defjvp, symbolic_zeros=True)
+def _normalise_jvp(layout: _Layout, options: _Options, primals, tangents):
+    x, mean, var, scale, bias = primals
+    dx, d_mean, d_var, d_scale, d_bias = map(_present, tangents)
+    y = _normalise(x, mean, var, scale, bias, layout, options)
+    dx = None if dx is None else widen(dx)
+    low = jnp.zeros_like(mean)
+    return y, _tangent(
+        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, y.dtype, layout, options
+    )
+
+
+def _tangent(x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, dtype, layout, options):
+    """dy = slope · dx + shift + tilt · (x − mean), where any of the tangents may be None."""
+    rstd = lax.rsqrt(var + options.epsilon)
+    slope = _slope(var, scale, options)
+    shift = tilt = None
+    if d_mean is not None:
+        shift = -slope * d_mean
+    if d_bias is not None:
+        shift = d_bias if shift is None else shift + d_bias
+    if d_var is not None:
+        tilt = (-0.5 * slope * jnp.square(rstd)) * d_var
+    if d_scale is not None:
+        steeper = (options.scale_factor * rstd) * d_scale
+        tilt = steeper if tilt is None else tilt + steeper
+    if dx is None and shift is None and tilt is None:
+        return jnp.zeros(x.shape, dtype)
+    return apply_tangent(
+        x, mean, low, slope, dx, shift, tilt, dtype, layout.block, options.implementation
+    )
+
+
+def _present(tangent):
+    """The tangent, or None where it is symbolically zero or there is no operand."""
+    return None if isinstance(tangent, jax.custom_derivatives.SymbolicZero) else tangent
+
+
+def _slope(var, scale, options: _Options):
+    slope = options.scale_factor * lax.rsqrt(var + options.epsilon)
+    return slope if scale is None else slope * scale
+
+
+def _count(x, where, layout: _Layout, options: _Options):
+    if where is None:
+        return _psum(math.prod(layout.reduced), options)
+    features, trailing = layout.block
+    first = x.ndim - features - trailing
+    axes = tuple(i for i in range(x.ndim) if not first <= i < first + features)
+    return _psum(where.sum(axes, dtype=accumulation_dtype(x.dtype)), options)

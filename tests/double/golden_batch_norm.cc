@@ -1,0 +1,62 @@
+#include "golden_batch_norm.h"
+
+#include "numbers.h"
+
+namespace syntonic {
+namespace {
+
+// Calls body(element) for every element of a channel of a partial.
+template <typename Body>
+void for_channel(const Channels& shape, int64_t result, const Body& body) {
+  const int64_t partial = result / shape.count, channel = result % shape.count;
+  for (int64_t o = 0; o < shape.outer; ++o) {
+    const int64_t row = (partial * shape.outer + o) * shape.count + channel;
+    for (int64_t i = 0; i < shape.inner; ++i) body(row * shape.inner + i);
+  }
+}
+
+}  // namespace
+
+// Sums are in double, results in the accumulation type.
+Status golden_batch_norm_moments(Stream, const GoldenBatchNormMoments& call) {
+  const DType acc = accumulation(call.dtype);
+  const double count = static_cast<double>(call.channels.outer * call.channels.inner);
+  spoil(call.scratch, acc, call.scratch_size);
+  for (int64_t result = 0; result < call.channels.results(); ++result) {
+    double sum = 0, squares = 0;
+    for_channel(call.channels, result, [&](int64_t i) { sum += load(call.x, call.dtype, i); });
+    const double mean = sum / count, pivot = stored(acc, mean);
+    for_channel(call.channels, result, [&](int64_t i) {
+      const double deviation = load(call.x, call.dtype, i) - mean;
+      squares += deviation * deviation;
+    });
+    store(call.pivot, acc, result, pivot);
+    store(call.offset, acc, result, mean - pivot);
+    store(call.m2, acc, result, squares);
+  }
+  return kSuccess;
+}
+
+Status golden_batch_norm_sums(Stream, const GoldenBatchNormSums& call) {
+  const DType acc = accumulation(call.dtype);
+  const int64_t results_of_group = call.channels.results() / call.groups;
+  spoil(call.scratch, acc, call.scratch_size);
+  for (int64_t result = 0; result < call.channels.results(); ++result) {
+    const int64_t known =
+        result / results_of_group * call.channels.count + result % call.channels.count;
+    const double mean = load(call.mean, acc, known), low = load(call.low, acc, known);
+    double sum = 0, product = 0;
+    for_channel(call.channels, result, [&](int64_t i) {
+      const double ct = load(call.ct, call.ct_dtype, i);
+      sum += ct;
+      product += (load(call.x, call.dtype, i) - mean - low) * ct;
+    });
+    store(call.sum, acc, result, sum);
+    store(call.product, acc, result, product);
+  }
+  return kSuccess;
+}
+
+Status load_golden_batch_norm(DType) { return kSuccess; }
+
+}  // namespace syntonic
