@@ -4,6 +4,8 @@ Bytes are ideal ones: each array read once, each result written once, in units o
 one array of the data; parameters and statistics are left out.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,11 +19,13 @@ from syntonic_jax import PHI, PHI_INV
 class Operation(NamedTuple):
     ours: Callable[..., Any]
     plain: Callable[..., Any]
-    arrays: int  # of the shape of the data; parameters [width] follow them
+    arrays: int  # of the shape of the data; parameters follow them
     parameters: int
     forward_passes: int  # N read and written
     backward_passes: int | None  # None: the backward pass is no kernel of ours
-    by_width: bool  # whether the width of a row matters
+    by_width: bool = False  # whether the width of a row matters
+    axis: int = -1  # of the parameters
+    shapes: tuple[tuple[int, ...], ...] = ()  # instead of rows of some width
 
 
 def plain_layernorm(identity, residual, scale, bias):
@@ -41,30 +45,61 @@ def plain_norm(residual):
     return PHI_INV * jnp.sqrt(jnp.sum(wide * wide))
 
 
+def plain_golden_layer_norm(x, scale, bias):
+    return plain_layernorm(x, jnp.zeros_like(x), scale * PHI_INV**0.5, bias)[0]
+
+
+def plain_batch_norm(x, scale, bias, axis=-1):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    mean, variance = wide.mean(axes, keepdims=True), wide.var(axes, keepdims=True)
+    slope = jax.lax.rsqrt(variance + 1e-5) * PHI_INV**0.5 * scale.reshape(mean.shape)
+    return ((wide - mean) * slope + bias.reshape(mean.shape)).astype(x.dtype)
+
+
+def batch_norm(*operands, axis=-1, implementation):
+    return syntonic_jax.golden_batch_norm(*operands, axis=axis, implementation=implementation)[0]
+
+
 def layernorm(*operands, implementation):
     return syntonic_jax.phi_residual_layernorm(
         *operands, return_sum=True, implementation=implementation
     )
 
 
+CHANNELS_LAST = ((64, 56, 56, 256), (256, 14, 14, 1024), (65536, 1024))
+CHANNELS_FIRST = ((64, 256, 56, 56), (256, 1024, 14, 14))
+
 OPERATIONS = {
     # reads identity and residual, writes y and z; backward reads z and the cotangents of y and z,
     # writes those of identity and residual
-    "phi_residual_layernorm": Operation(layernorm, plain_layernorm, 2, 2, 4, 5, True),
+    "phi_residual_layernorm": Operation(layernorm, plain_layernorm, 2, 2, 4, 5, by_width=True),
+    "golden_layer_norm": Operation(
+        syntonic_jax.golden_layer_norm, plain_golden_layer_norm, 1, 2, 2, 3, by_width=True
+    ),
+    # does not fit on the chip: reads x twice and writes y; backward reads x and the cotangent twice
+    "golden_batch_norm": Operation(batch_norm, plain_batch_norm, 1, 2, 3, 5, shapes=CHANNELS_LAST),
+    "golden_batch_norm, channels first": Operation(
+        functools.partial(batch_norm, axis=1),
+        functools.partial(plain_batch_norm, axis=1),
+        *(1, 2, 3, 5),
+        axis=1,
+        shapes=CHANNELS_FIRST,
+    ),
     # linear: its backward pass scales a cotangent, which is XLA's
     "phi_residual": Operation(
-        syntonic_jax.phi_residual, lambda x, r: x + PHI_INV * r, 2, 0, 3, None, False
+        syntonic_jax.phi_residual, lambda x, r: x + PHI_INV * r, 2, 0, 3, None
     ),
     # backward reads what was saved and a cotangent, writes two
     "phi_residual_relu": Operation(
-        syntonic_jax.phi_residual_relu, lambda x, r: jax.nn.relu(x + PHI_INV * r), 2, 0, 3, 4, False
+        syntonic_jax.phi_residual_relu, lambda x, r: jax.nn.relu(x + PHI_INV * r), 2, 0, 3, 4
     ),
     "phi_residual_gelu": Operation(
-        syntonic_jax.phi_residual_gelu, lambda x, r: jax.nn.gelu(x + PHI_INV * r), 2, 0, 3, 4, False
+        syntonic_jax.phi_residual_gelu, lambda x, r: jax.nn.gelu(x + PHI_INV * r), 2, 0, 3, 4
     ),
-    "golden_gelu": Operation(syntonic_jax.golden_gelu, plain_golden_gelu, 1, 0, 2, 3, False),
+    "golden_gelu": Operation(syntonic_jax.golden_gelu, plain_golden_gelu, 1, 0, 2, 3),
     "residual_component_norm": Operation(
-        syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, None, False
+        syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, None
     ),
 }
 
@@ -73,7 +108,7 @@ class Case(NamedTuple):
     op: str
     direction: str
     dtype: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     implementation: str
 
     @property
@@ -82,7 +117,7 @@ class Case(NamedTuple):
         forward = self.direction == "forward"
         passes = operation.forward_passes if forward else operation.backward_passes
         assert passes is not None
-        return passes * self.shape[0] * self.shape[1] * jnp.dtype(self.dtype).itemsize
+        return passes * math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
 
     def function(self) -> Callable[..., Any]:
         """The operation in this implementation, of its operands alone."""
@@ -96,7 +131,8 @@ class Case(NamedTuple):
         keys = jax.random.split(jax.random.key(seed), operation.arrays + operation.parameters)
         arrays = [jax.random.normal(k, self.shape, self.dtype) for k in keys[: operation.arrays]]
         parameters = [
-            jax.random.normal(k, self.shape[1:], jnp.float32) for k in keys[operation.arrays :]
+            jax.random.normal(k, (self.shape[operation.axis],), jnp.float32)
+            for k in keys[operation.arrays :]
         ]
         return (*arrays, *parameters)
 
@@ -136,8 +172,14 @@ def cases(
         operation = OPERATIONS[op]
         directions = ["forward"] + ["backward"] * (operation.backward_passes is not None)
         for dtype, of_dtype in widths.items():
-            for width in of_dtype if operation.by_width else (ELEMENTWISE_WIDTH,):
-                rows = max(1, array_bytes // jnp.dtype(dtype).itemsize // width)
+            widths_of = of_dtype if operation.by_width else (ELEMENTWISE_WIDTH,)
+            elements = array_bytes // jnp.dtype(dtype).itemsize
+            shapes = [(elements // width, width) for width in widths_of]
+            shapes = [
+                (min(shape[0], elements // math.prod(shape[1:])), *shape[1:])
+                for shape in operation.shapes or shapes
+            ]
+            for shape in ((max(1, n), *rest) for n, *rest in shapes):
                 for direction in directions:
                     for implementation in implementations:
-                        yield Case(op, direction, dtype, (rows, width), implementation)
+                        yield Case(op, direction, dtype, shape, implementation)
