@@ -9,8 +9,8 @@
 //   Raw<V>      V elements as they came from memory
 //   Raw<V>      read<V>(int64_t first, int count) const     of which count <= V exist
 //   Channel     channel(int64_t partial, int64_t channel) const         what is known of a channel
-//   M           measure<R, V>(const Raw<V> (&)[R], int e, const Channel&, valid) const
-//                 of element e of each Raw, or of all elements for e < 0; valid(r, e)
+//   void        gather<R, V>(M&, const Raw<V> (&)[R], int e, const Channel&, valid) const
+//                 takes in element e of each Raw, or all elements for e < 0; valid(r, e)
 //   void        store(int64_t result, const M&) const
 #pragma once
 
@@ -70,13 +70,17 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
       full = full && count[r] == N;
       raw[r] = f.template read<N>(partial * elements + (count[r] ? first : 0), count[r]);
     }
+    if (full) {
 #pragma unroll
-    for (int e = 0; e < N; ++e) {
-      const M more =
-          full ? f.template measure<R, N>(raw, e, channel[e], [](int, int) { return true; })
-               : f.template measure<R, N>(raw, e, channel[e],
-                                          [&](int r, int e) { return e < count[r]; });
-      found[e] = M::merge(found[e], more);
+      for (int e = 0; e < N; ++e) {
+        f.template gather<R, N>(found[e], raw, e, channel[e], [](int, int) { return true; });
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        f.template gather<R, N>(found[e], raw, e, channel[e],
+                                [&](int r, int e) { return e < count[r]; });
+      }
     }
   }
 
@@ -132,11 +136,11 @@ __global__ void __launch_bounds__(kChannelThreads, 4)
       if (pack >= packs) pack -= packs, ++outer;
     }
     // Places only grow: the last one tells of all.
-    const M more =
-        present[R - 1]
-            ? f.template measure<R, V>(raw, -1, known, [](int, int) { return true; })
-            : f.template measure<R, V>(raw, -1, known, [&](int r, int) { return present[r]; });
-    found = M::merge(found, more);
+    if (present[R - 1]) {
+      f.template gather<R, V>(found, raw, -1, known, [](int, int) { return true; });
+    } else {
+      f.template gather<R, V>(found, raw, -1, known, [&](int r, int) { return present[r]; });
+    }
   }
   found = reduce.all(found);
   if (threadIdx.x == 0) entries[unit * shape.count + channel] = found;
@@ -214,8 +218,8 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
     const auto kernel = by == N       ? reduce_planes<F, N>
                         : by * 2 == N ? reduce_planes<F, (N + 1) / 2>
                                       : reduce_planes<F, 1>;
-    // Several waves of blocks, so that none waits long for the last.
-    const int64_t blocks = 4 * resident_blocks(Grid{0, kChannelThreads}, kernel);
+    // Two waves of blocks: fewer wait long for the last, more begin and end too often.
+    const int64_t blocks = 2 * resident_blocks(Grid{0, kChannelThreads}, kernel);
     plan.members = std::max<int64_t>(
         1, std::min({ceil_div(blocks, shape.results()), room, shape.outer,
                      shape.outer * shape.inner / (int64_t{by} * kChannelThreads)}));

@@ -43,9 +43,12 @@ struct MomentsOf {
   using Raw = Elements<T, V>;
 
   const T* x;
-  A* pivot;
-  A* offset;
-  A* m2;
+  A* mean;
+  A* low;
+  A* var;
+  A* rstd;
+  A count;  // elements of a channel
+  A epsilon;
 
   template <int V>
   __device__ Raw<V> read(int64_t first, int count) const {
@@ -55,21 +58,39 @@ struct MomentsOf {
   __device__ Channel channel(int64_t, int64_t) const { return {}; }
 
   template <int R, int V, class Valid>
-  __device__ M measure(const Raw<V> (&raw)[R], int e, const Channel&, Valid valid) const {
+  __device__ void gather(M& moments, const Raw<V> (&raw)[R], int e, const Channel&,
+                         Valid valid) const {
     A all[R][V];
 #pragma unroll
     for (int r = 0; r < R; ++r) unpack(raw[r], all[r]);
-    if (e < 0) return moments_of(all, valid);
-    A column[R][1];
+    const auto chosen = [&](int r, int i) { return (e < 0 || i == e) && valid(r, i); };
+    if (moments.count == A(0)) {
+      moments = moments_of(all, chosen);
+      return;
+    }
+    const A about = moments.mean();
+    int n = 0;
+    A sum = 0, squares = 0;
 #pragma unroll
-    for (int r = 0; r < R; ++r) column[r][0] = all[r][e];
-    return moments_of(column, [&](int r, int) { return valid(r, e); });
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        if (!chosen(r, i)) continue;
+        const A deviation = all[r][i] - about;
+        sum += deviation;
+        squares += deviation * deviation;
+        ++n;
+      }
+    }
+    moments.extend(static_cast<A>(n), sum, squares);
   }
 
   __device__ void store(int64_t i, const M& moments) const {
-    pivot[i] = moments.pivot;
-    offset[i] = moments.offset;
-    m2[i] = moments.m2;
+    const A rounded = moments.mean(), variance = moments.m2 / count;
+    mean[i] = rounded;
+    low[i] = (moments.pivot - rounded) + moments.offset;
+    var[i] = variance;
+    rstd[i] = A(1) / sqrt(variance + epsilon);
   }
 };
 
@@ -109,8 +130,8 @@ struct SumsOf {
   }
 
   template <int R, int V, class Valid>
-  __device__ M measure(const Raw<V> (&raw)[R], int e, const Channel& of, Valid valid) const {
-    M sums;
+  __device__ void gather(M& sums, const Raw<V> (&raw)[R], int e, const Channel& of,
+                         Valid valid) const {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       A xs[V], cts[V];
@@ -123,7 +144,6 @@ struct SumsOf {
         sums.second += ((xs[i] - of.mean) - of.low) * cts[i];
       }
     }
-    return sums;
   }
 
   __device__ void store(int64_t i, const M& sums) const {
@@ -163,8 +183,11 @@ Status golden_batch_norm_moments(Stream stream, const GoldenBatchNormMoments& ca
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;
-    const MomentsOf<T> moments = {static_cast<const T*>(call.x), static_cast<A*>(call.pivot),
-                                  static_cast<A*>(call.offset), static_cast<A*>(call.m2)};
+    const MomentsOf<T> moments = {
+        static_cast<const T*>(call.x), static_cast<A*>(call.mean),
+        static_cast<A*>(call.low),     static_cast<A*>(call.var),
+        static_cast<A*>(call.rstd),    static_cast<A>(call.channels.outer * call.channels.inner),
+        static_cast<A>(call.epsilon)};
     return reduce_channels(stream, moments, call.channels, vector_of(moments.x), call.scratch,
                            call.scratch_size);
   });

@@ -8,17 +8,18 @@ namespace syntonic {
 
 // "acc" below is accumulation(dtype); results are one row of channels per partial.
 //
-// The mean is pivot + offset: near 10^4 the rounding of a single number would show in the
-// deviations. m2 is the sum of squared deviations from it.
+// The mean is mean + low: near 10^4 the rounding of a single number would show in the deviations.
 struct GoldenBatchNormMoments {
   const void* x;  // dtype, channels
-  void* pivot;    // acc
-  void* offset;   // acc
-  void* m2;       // acc
+  void* mean;     // acc
+  void* low;      // acc: what rounding took from the mean
+  void* var;      // acc
+  void* rstd;     // acc: 1 / sqrt(var + epsilon)
   void* scratch;  // acc, scratch_size elements: what the workers find, before it is merged
   int64_t scratch_size;
   DType dtype;
   Channels channels;
+  double epsilon;
 };
 // Elements of scratch memory for each result: no less is enough, more lets more workers share a
 // channel.

@@ -41,6 +41,20 @@ struct Moments {
   __device__ A mean() const { return pivot + offset; }
   __device__ A variance() const { return m2 / count; }
 
+  // Takes in n more numbers by their sum and their sum of squares about mean(), after Welford
+  // (1962) for several at once. The square of the sum is at most n times the sum of squares: the
+  // difference keeps at least count / (count + n) of it, and nothing cancels.
+  __device__ void extend(A n, A sum, A squares) {
+    const A about = mean();
+    const A rest = (pivot - about) + offset;
+    const A all = sum + count * rest;
+    m2 += squares + count * rest * rest;
+    pivot = about;
+    count += n;
+    offset = quotient(all, count);
+    m2 -= all * offset;
+  }
+
   __device__ static Moments merge(const Moments& a, const Moments& b) {
     if (a.count == A(0)) return b;
     const A count = a.count + b.count;

@@ -20,31 +20,37 @@ Channels channels_of(Call& call, const Array& x, const Array& result) {
   return {partials, rows / partials, count, inner};
 }
 
-ffi::Error run_moments(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+ffi::Error run_moments(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                       double epsilon) {
   Call call("syntonic_golden_batch_norm_moments", operands, results);
+  call.finite("epsilon", epsilon);
+  call.require(epsilon >= 0, "attribute epsilon must not be negative, got ", epsilon);
   const Array x = call.operand("x");
-  const Array pivot = call.result("pivot");
-  const Array offset = call.result("offset");
-  const Array m2 = call.result("m2");
+  const Array mean = call.result("mean");
+  const Array low = call.result("low");
+  const Array var = call.result("var");
+  const Array rstd = call.result("rstd");
   const Array scratch = call.result("scratch");
-  for (const Array& array : {pivot, offset, m2, scratch}) {
+  for (const Array& array : {mean, low, var, rstd, scratch}) {
     call.has_dtype(array, accumulation(x.dtype));
   }
-  for (const Array& array : {offset, m2}) call.has_shape_of(array, pivot);
-  const Channels channels = channels_of(call, x, pivot);
+  for (const Array& array : {low, var, rstd}) call.has_shape_of(array, mean);
+  const Channels channels = channels_of(call, x, mean);
   call.require(scratch.count >= kMomentsScratch * channels.results(), "scratch must have at least ",
                kMomentsScratch * channels.results(), " elements, got ", scratch.dims);
   const GoldenBatchNormMoments arguments{
       .x = x.data,
-      .pivot = pivot.data,
-      .offset = offset.data,
-      .m2 = m2.data,
+      .mean = mean.data,
+      .low = low.data,
+      .var = var.data,
+      .rstd = rstd.data,
       .scratch = scratch.data,
       .scratch_size = scratch.count,
       .dtype = x.dtype,
       .channels = channels,
+      .epsilon = epsilon,
   };
-  return call.launch(stream, channels.elements(), {pivot, offset, m2},
+  return call.launch(stream, channels.elements(), {mean, low, var, rstd},
                      [&] { return golden_batch_norm_moments(stream, arguments); });
 }
 
@@ -90,7 +96,8 @@ ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRe
                      [&] { return golden_batch_norm_sums(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments, execute(), {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments, execute().Attr<double>("epsilon"),
+                       {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunSums, run_sums, execute(), {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_batch_norm>, initialize_by_operand());
 

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from .._partition import Value, row_call
 from .._primitive import bind, define, transposes
@@ -30,22 +31,24 @@ def apply(x, mean, low, slope, bias, dtype, block: Block) -> Any:
     return y.astype(dtype)
 
 
-def moments(x, where, block: Block, implementation) -> tuple[Any, Any, Any, Any]:
-    """Number of elements of every channel, their mean as a sum of two numbers, and Σ (x − mean)².
+def moments(x, where, epsilon: float, block: Block, implementation) -> tuple[Any, ...]:
+    """Number of elements of every channel, mean, low, var and 1 / √(var + ε).
 
-    The number is a Python one, or an array where there is a mask.
+    The mean to twice the precision is mean + low. The number is a Python one, or an array where
+    there is a mask.
     """
     given = () if where is None else (where,)
-    pivot, offset, m2, *count = bind(
+    *statistics, count = bind(
         golden_batch_norm_moments_p,
         x,
         *given,
         has_where=where is not None,
+        epsilon=epsilon,
         block=block,
         groups=0,
         implementation=implementation,
-    )
-    return (count[0] if count else _count(x, 0, block)), pivot, offset, m2
+    ) + ([_count(x, 0, block)] if where is None else [])
+    return count, *statistics
 
 
 def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
@@ -114,7 +117,13 @@ def _centred(x, mean, low, groups: int, block: Block) -> Any:
     return (widen(x) - _spread(mean, x, groups, block)) - _spread(low, x, groups, block)
 
 
-def _moments_reference(x, *where, has_where, block, groups):
+def _statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
+    """mean, low, var and 1 / √(var + ε), from a mean in two numbers of any size."""
+    total = mean + offset
+    return total, (mean - total) + offset, var, lax.rsqrt(var + epsilon)
+
+
+def _moments_reference(x, *where, has_where, epsilon, block, groups):
     del has_where
     axes = _reduced(x, groups, block)
     wide = widen(x)
@@ -124,15 +133,15 @@ def _moments_reference(x, *where, has_where, block, groups):
         # The mean of the deviations takes out what rounding left in the first mean.
         offset = deviation.mean(axes)
         deviation = deviation - _spread(offset, x, groups, block)
-        return mean, offset, jnp.square(deviation).sum(axes)
+        return _statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
     (mask,) = where
     count = mask.sum(axes, dtype=wide.dtype)
     mean = jnp.where(mask, wide, 0).sum(axes) / count
     deviation = jnp.where(mask, wide - _spread(mean, x, groups, block), 0)
     offset = deviation.sum(axes) / count
     deviation = jnp.where(mask, deviation - _spread(offset, x, groups, block), 0)
-    # Without an element: NaN, as mean and offset are.
-    return mean, offset, jnp.square(deviation).sum(axes) + 0 * offset, count
+    var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
+    return *_statistics(mean, offset, var, epsilon), count
 
 
 def _split(operands, has_slope, has_where, count):
@@ -203,30 +212,29 @@ def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
     return Value("scratch", dtype=dtype, size=entry * max(_ENTRIES, _LEAST_WORKERS * channels))
 
 
-def _moments_kernel(x, *where, devices, block, groups, **params):
+def _moments_kernel(x, *where, devices, epsilon, block, groups, **params):
     if where or x.size == 0:
-        return _moments_reference(x, *where, block=block, groups=groups, **params)
+        return _moments_reference(x, *where, epsilon=epsilon, block=block, groups=groups, **params)
     planes, dtype = _planes(x, block), accumulation_dtype(x.dtype)
-    pivot, offset, m2 = row_call(
+    found = row_call(
         "syntonic_golden_batch_norm_moments",
         [Value("row", planes)],
-        [Value("parts", dtype=dtype)] * 3 + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
+        [Value("parts", dtype=dtype)] * 4 + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
         groups=groups,
         devices=devices,
         planes=True,
+        epsilon=epsilon,
     )
-    parts = pivot.shape[groups]
-    if parts == 1:
-        merged = (v.squeeze(groups) for v in (pivot, offset, m2))
-    else:
-        # Chan's rule, for parts of equal size.
-        common = pivot.mean(groups, keepdims=True)
-        apart = (pivot - common) + offset
-        mean_apart = apart.mean(groups, keepdims=True)
-        between = jnp.square(apart - mean_apart) * (_count(x, groups, block) // parts)
-        merged = (common.squeeze(groups), mean_apart.squeeze(groups), (m2 + between).sum(groups))
     shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
-    return [v.reshape(shape) for v in merged]
+    if found[0].shape[groups] > 1:
+        # Chan's rule, for parts of equal size.
+        mean, low, var, _ = found
+        common = mean.mean(groups, keepdims=True)
+        apart = (mean - common) + low
+        offset = apart.mean(groups, keepdims=True)
+        total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)
+        found = _statistics(common, offset, total, epsilon)
+    return [v.reshape(shape) for v in found]
 
 
 def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params):
@@ -281,7 +289,7 @@ _INPUT_KINDS = ("row", "parameter", "parameter")
 
 
 def _moments_kinds(*, has_where, **_):
-    return ["row"] * (1 + has_where), ["parameter"] * (3 + has_where)
+    return ["row"] * (1 + has_where), ["parameter"] * (4 + has_where)
 
 
 def _residual_kinds(has_slope, has_where):

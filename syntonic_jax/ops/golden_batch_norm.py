@@ -313,29 +313,30 @@ def _psum(x, options: _Options):
     return lax.psum(x, options.axis_name, axis_index_groups=options.axis_index_groups)
 
 
-def _merged_moments(x, where, layout: _Layout, options: _Options):
-    """Number, mean, what rounding took from it, and variance of every channel, over all shards."""
-    count, pivot, offset, m2 = moments(x, where, layout.block, options.implementation)
-    if options.axis_name is not None:
-        # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
-        total = _psum(count, options)
-        here = jnp.asarray(count) > 0
-        share = count / total
-        common = _psum(jnp.where(here, pivot * share, 0), options)
-        # From here on numbers are small beside the mean.
-        apart = jnp.where(here, (pivot - common) + offset, 0)
-        mean_apart = _psum(apart * share, options)
-        m2 = _psum(jnp.where(here, m2, 0) + count * jnp.square(apart - mean_apart), options)
-        count, pivot, offset = total, common, mean_apart
-    mean = pivot + offset
-    return count, mean, (pivot - mean) + offset, m2 / count
+def _moments(x, where, layout: _Layout, options: _Options):
+    """mean, what rounding took from it, var and 1 / √(var + ε) of every channel, of all shards."""
+    count, mean, low, var, rstd = moments(
+        x, where, options.epsilon, layout.block, options.implementation
+    )
+    if options.axis_name is None:
+        return mean, low, var, rstd
+    # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
+    here = jnp.asarray(count) > 0
+    share = count / _psum(count, options)
+    common = _psum(jnp.where(here, mean * share, 0), options)
+    # From here on numbers are small beside the mean.
+    apart = jnp.where(here, (mean - common) + low, 0)
+    offset = _psum(apart * share, options)
+    var = _psum(jnp.where(here, var + jnp.square(apart - offset), 0) * share, options)
+    mean = common + offset
+    return mean, (common - mean) + offset, var, lax.rsqrt(var + options.epsilon)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _batch_norm(x, scale, bias, where, layout: _Layout, options: _Options):
     """y, mean, what rounding took from the mean, and var."""
-    _, mean, low, var = _merged_moments(x, where, layout, options)
-    slope = _slope(var, scale, options)
+    mean, low, var, rstd = _moments(x, where, layout, options)
+    slope = _slope(rstd, scale, options)
     return apply(x, mean, low, slope, bias, layout.dtype, layout.block), mean, low, var
 
 
@@ -365,7 +366,7 @@ def _batch_norm_jvp(layout: _Layout, options: _Options, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _normalise(x, mean, var, scale, bias, layout: _Layout, options: _Options):
-    slope = _slope(var, scale, options)
+    slope = _slope(lax.rsqrt(var + options.epsilon), scale, options)
     return apply(x, mean, jnp.zeros_like(mean), slope, bias, layout.dtype, layout.block)
 
 
@@ -384,7 +385,7 @@ def _normalise_jvp(layout: _Layout, options: _Options, primals, tangents):
 def _tangent(x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, dtype, layout, options):
     """dy = slope · dx + shift + tilt · (x − mean), where any of the tangents may be None."""
     rstd = lax.rsqrt(var + options.epsilon)
-    slope = _slope(var, scale, options)
+    slope = _slope(rstd, scale, options)
     shift = tilt = None
     if d_mean is not None:
         shift = -slope * d_mean
@@ -407,8 +408,9 @@ def _present(tangent):
     return None if isinstance(tangent, jax.custom_derivatives.SymbolicZero) else tangent
 
 
-def _slope(var, scale, options: _Options):
-    slope = options.scale_factor * lax.rsqrt(var + options.epsilon)
+def _slope(rstd, scale, options: _Options):
+    """∂y/∂x for given statistics."""
+    slope = options.scale_factor * rstd
     return slope if scale is None else slope * scale
 
 

@@ -25,14 +25,15 @@ Status golden_batch_norm_moments(Stream, const GoldenBatchNormMoments& call) {
   for (int64_t result = 0; result < call.channels.results(); ++result) {
     double sum = 0, squares = 0;
     for_channel(call.channels, result, [&](int64_t i) { sum += load(call.x, call.dtype, i); });
-    const double mean = sum / count, pivot = stored(acc, mean);
+    const double mean = sum / count, rounded = stored(acc, mean);
     for_channel(call.channels, result, [&](int64_t i) {
       const double deviation = load(call.x, call.dtype, i) - mean;
       squares += deviation * deviation;
     });
-    store(call.pivot, acc, result, pivot);
-    store(call.offset, acc, result, mean - pivot);
-    store(call.m2, acc, result, squares);
+    store(call.mean, acc, result, rounded);
+    store(call.low, acc, result, mean - rounded);
+    store(call.var, acc, result, squares / count);
+    store(call.rstd, acc, result, 1 / std::sqrt(squares / count + call.epsilon));
   }
   return kSuccess;
 }
