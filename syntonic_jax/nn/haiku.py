@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
+from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
 
 with required("haiku", "haiku"):
     import haiku as hk
 
-__all__ = ["PhiResidual", "PhiResidualLayerNorm"]
+__all__ = ["GoldenBatchNorm", "GoldenLayerNorm", "PhiResidual", "PhiResidualLayerNorm"]
 
 
 class PhiResidual(hk.Module):

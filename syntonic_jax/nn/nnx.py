@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
+from syntonic_jax.nn._nnx_norm import GoldenBatchNorm, GoldenLayerNorm
 
 with required("flax", "flax"):
     from flax import nnx
     from flax.nnx.nn.dtypes import canonicalize_dtype
     from flax.typing import Dtype, Initializer
 
-__all__ = ["PhiResidual", "PhiResidualLayerNorm"]
+__all__ = ["GoldenBatchNorm", "GoldenLayerNorm", "PhiResidual", "PhiResidualLayerNorm"]
 
 
 class PhiResidual(nnx.Module):

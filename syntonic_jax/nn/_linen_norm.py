@@ -1,0 +1,253 @@
+"""Normalisation layers for Flax Linen: what `syntonic_jax.nn.linen` has of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax.nn._framework import required
+from syntonic_jax.nn._norm import along, layer_norm, sorted_axes, widened
+
+with required("flax", "flax"):
+    from flax import linen as nn
+    from flax.linen.dtypes import canonicalize_dtype
+    from flax.typing import Dtype, Initializer
+
+
+def _parameters(module: Any, shape: tuple[int, ...]) -> list[Any]:
+    """scale and bias, or None, made in the order in which Flax draws their keys."""
+    made = []
+    for name in ("scale", "bias"):
+        use, init = getattr(module, f"use_{name}"), getattr(module, f"{name}_init")
+        made.append(module.param(name, init, shape, module.param_dtype) if use else None)
+    return made
+
+
+class GoldenBatchNorm(nn.Module):
+    """``linen.BatchNorm`` with a target variance.
+
+    Attributes up to ``force_float32_reductions``, variables (``scale`` and ``bias`` in
+    ``params``, ``mean`` and ``var`` in ``batch_stats``), initialisers and result dtype are those
+    of ``linen.BatchNorm``, so variables of one load into the other. Automatic names are made of
+    the class: for variables of a network with a ``BatchNorm_0``, say ``name='BatchNorm_0'``.
+    What differs:
+
+    - y has the variance ``target_variance`` before ``scale`` and ``bias``. The running
+      statistics are those of x.
+    - The variance is always computed in two passes and in float32 or float64:
+      ``use_fast_variance`` has no effect, ``force_float32_reductions`` only one on storage.
+    - With ``dtype``, y alone is rounded to it; x is not.
+    - Over ``axis_name`` the statistics are weighted by the number of entries, which
+      ``linen.BatchNorm`` does not do: it differs where masks leave unequal numbers.
+
+    Initialisation neither updates the running statistics nor needs the mapped axis.
+
+    Attributes:
+      use_running_average: whether y is that of the running statistics, which then stay as they
+        are; to be given here or in the call.
+      axis: the feature axis, or axes; the statistics run over all the others.
+      momentum: weight of the old value in the running statistics.
+      epsilon: added to the variance.
+      dtype: the dtype of y (default: the promoted dtype of x and the parameters, so that
+        bfloat16 data with float32 parameters give float32).
+      param_dtype: the dtype of the parameters.
+      use_bias: whether there is a ``bias``.
+      use_scale: whether there is a ``scale``.
+      bias_init: initialiser of ``bias``.
+      scale_init: initialiser of ``scale``.
+      axis_name: the mapped axis (of ``vmap``, ``pmap`` or ``shard_map``), or axes, over which the
+        statistics are merged. Under ``jit`` with sharded arrays they always are.
+      axis_index_groups: groups of indices of that axis, each with statistics of its own.
+      use_fast_variance: accepted, without effect.
+      force_float32_reductions: whether the running statistics are float32; otherwise they are
+        kept in ``param_dtype``.
+      target_variance: see :func:`syntonic_jax.golden_batch_norm`.
+      implementation: see :func:`syntonic_jax.golden_batch_norm`.
+
+    Raises (when called):
+      ValueError: an axis that x does not have, nothing to reduce, a negative epsilon, a bad
+        target variance; ``flax.errors.ScopeParamShapeError`` for parameters of another size.
+      TypeError: data that are not real floating point.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import numpy as np
+    >>> from syntonic_jax.nn.linen import GoldenBatchNorm
+    >>> norm, x = GoldenBatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
+    >>> variables = norm.init(jax.random.key(0), x)
+    >>> y, new = norm.apply(variables, x, mutable=["batch_stats"])
+    >>> print(np.asarray(y).round(3).ravel(), new["batch_stats"]["mean"])
+    [-0.786  0.786] [0.02]
+    """
+
+    use_running_average: bool | None = None
+    axis: int | Sequence[int] = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = jax.nn.initializers.zeros
+    scale_init: Initializer = jax.nn.initializers.ones
+    axis_name: str | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    target_variance: Any = "golden"
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """y, of the shape of x.
+
+        The statistics leave out the entries where ``mask``, of a shape that broadcasts to that
+        of x, is false.
+        """
+        use_running_average = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        axes = sorted_axes("GoldenBatchNorm", "axis", self.axis, jnp.ndim(x))
+        shape = tuple(jnp.shape(x)[a] for a in axes)
+        stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        running = [
+            self.variable("batch_stats", "mean", jnp.zeros, shape, stored),
+            self.variable("batch_stats", "var", jnp.ones, shape, stored),
+        ]
+        scale, bias = _parameters(self, shape)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        settings: Any = {
+            "axis": axes,
+            "target_variance": self.target_variance,
+            "epsilon": self.epsilon,
+            "dtype": dtype,
+            "implementation": self.implementation,
+        }
+        if use_running_average:
+            mean, var = (variable.value for variable in running)
+            return golden_batch_norm_inference(
+                widened(x, dtype), mean, var, scale, bias, **settings
+            )
+        mapped = not self.is_initializing()
+        y, *new = golden_batch_norm(
+            widened(x, dtype),
+            scale,
+            bias,
+            where=None if mask is None else jnp.asarray(mask, bool),
+            axis_name=self.axis_name if mapped else None,
+            axis_index_groups=self.axis_index_groups if mapped else None,
+            **settings,
+        )
+        if not self.is_initializing():
+            for variable, value in zip(running, new):
+                old = variable.value
+                value = self.momentum * old + (1 - self.momentum) * value
+                variable.value = value.astype(self._running_dtype(x, old))
+        return y
+
+    def _running_dtype(self, x: Any, old: Any) -> Any:
+        """What linen.BatchNorm's update makes of the dtype of a running statistic."""
+        new = jnp.result_type(x) if self.dtype is None else self.dtype
+        if self.force_float32_reductions:
+            new = jnp.promote_types(new, jnp.float32)
+        return jnp.promote_types(old.dtype, new)
+
+
+class GoldenLayerNorm(nn.Module):
+    """``linen.LayerNorm`` with a target variance.
+
+    Attributes up to ``force_float32_reductions``, parameters (``scale`` and ``bias``),
+    initialisers and result dtype are those of ``linen.LayerNorm``, so variables of one load into
+    the other. Automatic names are made of the class: for variables of a network with a
+    ``LayerNorm_0``, say ``name='LayerNorm_0'``. What differs:
+
+    - y has the variance ``target_variance`` before ``scale`` and ``bias``.
+    - The variance is always computed in two passes and in float32 or float64:
+      ``use_fast_variance`` and ``force_float32_reductions`` have no effect.
+    - With ``dtype``, y alone is rounded to it; x is not.
+    - Over ``axis_name`` the statistics are weighted by the number of entries.
+
+    A mask, an ``axis_name``, or ``feature_axes`` that are not the ``reduction_axes``, are
+    supported, but not in one pass.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: the dtype of y (default: the promoted dtype of x and the parameters, so that
+        bfloat16 data with float32 parameters give float32).
+      param_dtype: the dtype of the parameters.
+      use_bias: whether there is a ``bias``.
+      use_scale: whether there is a ``scale``.
+      bias_init: initialiser of ``bias``.
+      scale_init: initialiser of ``scale``.
+      reduction_axes: the axes over which the statistics run.
+      feature_axes: the axes along which ``scale`` and ``bias`` vary.
+      axis_name: the mapped axis, or axes, over which x is cut along its reduced axes.
+      axis_index_groups: groups of indices of that axis, each with statistics of its own.
+      use_fast_variance: accepted, without effect.
+      force_float32_reductions: accepted, without effect.
+      target_variance: see :func:`syntonic_jax.golden_layer_norm`.
+      implementation: see :func:`syntonic_jax.golden_layer_norm`.
+
+    Raises (when called):
+      ValueError: axes that x does not have, nothing to reduce, a negative epsilon, a bad target
+        variance; ``flax.errors.ScopeParamShapeError`` for parameters of another size.
+      TypeError: data that are not real floating point.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import numpy as np
+    >>> from syntonic_jax.nn.linen import GoldenLayerNorm
+    >>> y, variables = GoldenLayerNorm().init_with_output(jax.random.key(0), jnp.arange(4.0))
+    >>> print(np.asarray(y).round(3))
+    [-1.055 -0.352  0.352  1.055]
+    """
+
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = jax.nn.initializers.zeros
+    scale_init: Initializer = jax.nn.initializers.ones
+    reduction_axes: int | Sequence[int] = -1
+    feature_axes: int | Sequence[int] = -1
+    axis_name: str | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    target_variance: Any = "golden"
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """y, of the shape of x.
+
+        The statistics leave out the entries where ``mask``, of a shape that broadcasts to that
+        of x, is false.
+        """
+        name, ndim = "GoldenLayerNorm", jnp.ndim(x)
+        reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
+        features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
+        scale, bias = _parameters(self, tuple(jnp.shape(x)[a] for a in features))
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        scale, bias = along(name, x, features, scale=scale, bias=bias)
+        return layer_norm(
+            name,
+            widened(x, dtype),
+            scale,
+            bias,
+            reduced,
+            dtype,
+            where=None if mask is None else jnp.asarray(mask, bool),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            epsilon=self.epsilon,
+            target_variance=self.target_variance,
+            implementation=self.implementation,
+        )

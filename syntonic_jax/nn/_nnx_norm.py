@@ -1,0 +1,331 @@
+"""Normalisation layers for Flax NNX: what `syntonic_jax.nn.nnx` has of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax.nn._framework import required
+from syntonic_jax.nn._norm import along, layer_norm, sorted_axes, widened
+
+with required("flax", "flax"):
+    from flax import nnx
+    from flax.nnx.nn.dtypes import canonicalize_dtype, promote_dtype
+    from flax.typing import Dtype, Initializer
+
+
+class _Norm(nnx.Module):
+    """The parameters of a normalisation and their dtype."""
+
+    scale: nnx.Param[jax.Array] | None
+    bias: nnx.Param[jax.Array] | None
+    dtype: Dtype | None
+    promote_dtype: Callable[..., Any]
+
+    def _create(self, shape, dtype, rngs, **parameters: tuple[bool, Initializer, Any]):
+        for name, (use, init, metadata) in parameters.items():
+            value = nnx.Param(init(rngs.params(), shape, dtype), **metadata) if use else None
+            setattr(self, name, nnx.data(None) if value is None else value)
+
+    def _values(self) -> tuple[Any, Any]:
+        return (
+            None if self.scale is None else self.scale[...],
+            None if self.bias is None else self.bias[...],
+        )
+
+    def _promote(self, *arrays: Any) -> tuple[tuple[Any, ...], Any]:
+        """The arrays, and the dtype of y.
+
+        What Flax promotes to decides the dtype, but no array is rounded to it: only y is. Any
+        other function is the user's, and what it returns is what is used.
+        """
+        if self.promote_dtype is not promote_dtype:
+            arrays = tuple(self.promote_dtype(arrays, dtype=self.dtype))
+        dtype = canonicalize_dtype(*arrays, dtype=self.dtype)
+        return (widened(arrays[0], dtype), *arrays[1:]), dtype
+
+
+class GoldenBatchNorm(_Norm):
+    """``nnx.BatchNorm`` with a target variance.
+
+    Arguments up to ``scale_metadata``, state (``scale`` and ``bias``; ``mean`` and ``var``, in
+    float32), initialisers and result dtype are those of ``nnx.BatchNorm``, so a state of one
+    loads into the other. What differs:
+
+    - y has the variance ``target_variance`` before ``scale`` and ``bias``. The running
+      statistics are those of x.
+    - The variance is always computed in two passes: ``use_fast_variance`` has no effect.
+    - With ``dtype``, y alone is rounded to it; x, the parameters and the statistics are not.
+    - Over ``axis_name`` the statistics are weighted by the number of entries, which
+      ``nnx.BatchNorm`` does not do: it differs where masks leave unequal numbers.
+
+    Args:
+      num_features: the size of the feature axis.
+      use_running_average: whether y is that of the running statistics, which then stay as they
+        are; ``train()`` and ``eval()`` set it.
+      axis: the feature axis; the statistics run over all the others.
+      momentum: weight of the old value in the running statistics.
+      epsilon: added to the variance.
+      dtype: the dtype of y (default: the promoted dtype of x, parameters and statistics, so that
+        bfloat16 data give float32).
+      param_dtype: the dtype of the parameters.
+      use_bias: whether there is a ``bias``.
+      use_scale: whether there is a ``scale``.
+      bias_init: initialiser of ``bias``.
+      scale_init: initialiser of ``scale``.
+      axis_name: the mapped axis (of ``vmap``, ``pmap`` or ``shard_map``), or axes, over which the
+        statistics are merged. Under ``jit`` with sharded arrays they always are.
+      axis_index_groups: groups of indices of that axis, each with statistics of its own.
+      use_fast_variance: accepted, without effect.
+      promote_dtype: a function to be called with ``(x, mean, var, scale, bias)`` and ``dtype``,
+        whose results are used in their place.
+      rngs: where the initialisers' keys come from.
+      bias_metadata: metadata of the ``bias`` variable, such as its sharding.
+      scale_metadata: metadata of the ``scale`` variable.
+      target_variance: see :func:`syntonic_jax.golden_batch_norm`.
+      implementation: see :func:`syntonic_jax.golden_batch_norm`.
+
+    Raises:
+      ValueError: a feature axis of another size, an axis that x does not have, nothing to
+        reduce, a negative epsilon, a bad target variance (when called).
+      TypeError: data that are not real floating point.
+
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import GoldenBatchNorm
+    >>> norm = GoldenBatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+    >>> print(np.asarray(norm(jnp.array([[1.0], [3.0]]))).round(3).ravel())
+    [-0.786  0.786]
+    >>> print(norm.mean[...].round(3), norm.var[...].round(3))
+    [0.2] [1.]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        scale_init: Initializer = jax.nn.initializers.ones,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        target_variance: Any = "golden",
+        implementation: str | None = None,
+    ):
+        shape = (num_features,)
+        self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
+        # The order in which nnx.BatchNorm draws its keys.
+        self._create(
+            shape,
+            param_dtype,
+            rngs,
+            scale=(use_scale, scale_init, scale_metadata),
+            bias=(use_bias, bias_init, bias_metadata),
+        )
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.target_variance = target_variance
+        self.implementation = implementation
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """y, of the shape of x.
+
+        ``use_running_average`` stands before that of the constructor. The statistics leave out
+        the entries where ``mask``, of a shape that broadcasts to that of x, is false.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError(
+                "GoldenBatchNorm: use_running_average must be set in the constructor, in the call, "
+                "or by train() or eval()"
+            )
+        arrays, dtype = self._promote(x, self.mean[...], self.var[...], *self._values())
+        x, mean, var, scale, bias = arrays
+        settings: Any = {
+            "axis": self.axis,
+            "target_variance": self.target_variance,
+            "epsilon": self.epsilon,
+            "dtype": dtype,
+            "implementation": self.implementation,
+        }
+        if use_running_average:
+            return golden_batch_norm_inference(x, mean, var, scale, bias, **settings)
+        y, mean, var = golden_batch_norm(
+            x,
+            scale,
+            bias,
+            where=None if mask is None else jnp.asarray(mask, bool),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            **settings,
+        )
+        for running, new in ((self.mean, mean), (self.var, var)):
+            old = running[...]
+            value = self.momentum * old + (1 - self.momentum) * new
+            # A variable that outlives the transformation must not hold its tracers.
+            running[...] = jax.lax.stop_gradient(value).astype(old.dtype)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None):
+        """What ``nnx.view`` calls on the copy that it makes."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class GoldenLayerNorm(_Norm):
+    """``nnx.LayerNorm`` with a target variance.
+
+    Arguments up to ``scale_metadata``, state (``scale`` and ``bias``), initialisers and result
+    dtype are those of ``nnx.LayerNorm``, so a state of one loads into the other. What differs:
+
+    - y has the variance ``target_variance`` before ``scale`` and ``bias``.
+    - The variance is always computed in two passes: ``use_fast_variance`` has no effect.
+    - With ``dtype``, y alone is rounded to it; x and the parameters are not.
+    - Over ``axis_name`` the statistics are weighted by the number of entries.
+
+    A mask, an ``axis_name``, or ``feature_axes`` that are not the ``reduction_axes``, are
+    supported, but not in one pass.
+
+    Args:
+      num_features: the number of features.
+      epsilon: added to the variance.
+      dtype: the dtype of y (default: the promoted dtype of x and the parameters, so that
+        bfloat16 data with float32 parameters give float32).
+      param_dtype: the dtype of the parameters.
+      use_bias: whether there is a ``bias``.
+      use_scale: whether there is a ``scale``.
+      bias_init: initialiser of ``bias``.
+      scale_init: initialiser of ``scale``.
+      reduction_axes: the axes over which the statistics run.
+      feature_axes: the axes along which ``scale`` and ``bias`` vary.
+      axis_name: the mapped axis, or axes, over which x is cut along its reduced axes.
+      axis_index_groups: groups of indices of that axis, each with statistics of its own.
+      use_fast_variance: accepted, without effect.
+      promote_dtype: a function to be called with ``(x, scale, bias)`` and ``dtype``, whose
+        results are used in their place.
+      rngs: where the initialisers' keys come from.
+      bias_metadata: metadata of the ``bias`` variable, such as its sharding.
+      scale_metadata: metadata of the ``scale`` variable.
+      target_variance: see :func:`syntonic_jax.golden_layer_norm`.
+      implementation: see :func:`syntonic_jax.golden_layer_norm`.
+
+    Raises:
+      ValueError: feature axes of another size, axes that x does not have, nothing to reduce, a
+        negative epsilon, a bad target variance (when called).
+      TypeError: data that are not real floating point.
+
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import GoldenLayerNorm
+    >>> norm = GoldenLayerNorm(4, rngs=nnx.Rngs(0))
+    >>> print(np.asarray(norm(jnp.arange(4.0))).round(3))
+    [-1.055 -0.352  0.352  1.055]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        scale_init: Initializer = jax.nn.initializers.ones,
+        reduction_axes: int | Sequence[int] = -1,
+        feature_axes: int | Sequence[int] = -1,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        target_variance: Any = "golden",
+        implementation: str | None = None,
+    ):
+        # The order in which nnx.LayerNorm draws its keys.
+        self._create(
+            (num_features,),
+            param_dtype,
+            rngs,
+            scale=(use_scale, scale_init, scale_metadata),
+            bias=(use_bias, bias_init, bias_metadata),
+        )
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.target_variance = target_variance
+        self.implementation = implementation
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """y, of the shape of x.
+
+        The statistics leave out the entries where ``mask``, of a shape that broadcasts to that
+        of x, is false.
+        """
+        name, ndim = "GoldenLayerNorm", jnp.ndim(x)
+        reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
+        features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
+        (x, scale, bias), dtype = self._promote(x, *self._values())
+        scale, bias = along(name, x, features, scale=scale, bias=bias)
+        return layer_norm(
+            name,
+            x,
+            scale,
+            bias,
+            reduced,
+            dtype,
+            where=None if mask is None else jnp.asarray(mask, bool),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            epsilon=self.epsilon,
+            target_variance=self.target_variance,
+            implementation=self.implementation,
+        )

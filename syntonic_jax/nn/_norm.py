@@ -1,0 +1,123 @@
+"""What the normalisation layers of all frameworks share: axes, and parameters of any shape."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from syntonic_jax import golden_batch_norm, golden_layer_norm
+
+
+def sorted_axes(layer: str, argument: str, axes: Any, ndim: int) -> tuple[int, ...]:
+    """`axes`, one or many, as increasing numbers from 0; ValueError unless x has each, once."""
+    given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
+    found = tuple(sorted(operator.index(a) % ndim for a in given if -ndim <= a < ndim))
+    if len(found) < len(given) or len(set(found)) < len(found):
+        raise ValueError(
+            f"{layer}: {argument} must be distinct axes of x, which has {ndim}, got {axes!r}"
+        )
+    return found
+
+
+def others(x: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of x that are not among `axes`."""
+    return tuple(a for a in range(jnp.ndim(x)) if a not in axes)
+
+
+def widened(x: Any, dtype: Any) -> Any:
+    """x in float64 where y is to be: the operations compute in float32 for all narrower data."""
+    return jnp.asarray(x, dtype) if jnp.dtype(dtype) == jnp.float64 else x
+
+
+def along(layer: str, x: Any, axes: tuple[int, ...], **parameters: Any) -> list[Any]:
+    """Parameters that hold one number for each place on `axes`, in shapes that broadcast to x."""
+    shape = [n if a in axes else 1 for a, n in enumerate(jnp.shape(x))]
+    for name, p in parameters.items():
+        if p is not None and p.size != math.prod(shape):
+            places = tuple(shape[a] for a in axes)
+            raise ValueError(f"{layer}: {name} must have shape {places}, got {p.shape}")
+    return [None if p is None else p.reshape(shape) for p in parameters.values()]
+
+
+def affine(
+    layer: str,
+    norm: Callable[..., tuple[jax.Array, ...]],
+    x: Any,
+    scale: Any,
+    bias: Any,
+    axes: tuple[int, ...],
+    dtype: Any,
+) -> tuple[jax.Array, ...]:
+    """`norm(scale, bias, dtype)`, for parameters of any shape that broadcasts to that of x.
+
+    `norm` takes parameters of the shape of `axes`. Where one of them varies along another axis,
+    both are applied to its result, which then is rounded only after them.
+    """
+    shape = jnp.shape(x)
+    wide = []
+    for name, p in (("scale", scale), ("bias", bias)):
+        if p is not None:
+            p = jnp.asarray(p)
+            p = p.reshape((1,) * (len(shape) - p.ndim) + p.shape)
+            if p.ndim > len(shape) or any(m not in (1, n) for m, n in zip(p.shape, shape)):
+                raise ValueError(f"{layer}: {name} must broadcast to {shape}, got {p.shape}")
+        wide.append(p)
+
+    if all(p is None or all(p.shape[a] == 1 for a in others(x, axes)) for p in wide):
+        fitting = [
+            p
+            if p is None
+            else jnp.broadcast_to(p.reshape([p.shape[a] for a in axes]), [shape[a] for a in axes])
+            for p in wide
+        ]
+        return norm(*fitting, dtype)
+
+    accumulation = jnp.promote_types(jnp.result_type(x, jnp.dtype(dtype)), jnp.float32)
+    y, *statistics = norm(None, None, accumulation)
+    scale, bias = (None if p is None else p.astype(accumulation) for p in wide)
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias
+    return (y.astype(dtype), *statistics)
+
+
+def layer_norm(
+    layer: str,
+    x: Any,
+    scale: Any,
+    bias: Any,
+    axes: tuple[int, ...],
+    dtype: Any,
+    *,
+    where: Any = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    **settings: Any,
+) -> jax.Array:
+    """`golden_layer_norm` over `axes`, for parameters of any shape, masks and mapped axes."""
+    if where is None and axis_name is None:
+
+        def norm(scale, bias, dtype):
+            return (golden_layer_norm(x, scale, bias, axis=axes, dtype=dtype, **settings),)
+
+        return affine(layer, norm, x, scale, bias, axes, dtype)[0]
+
+    # The statistics of a batch norm whose features are all that a layer norm does not reduce.
+    features = others(x, axes)
+
+    def batch_norm(scale, bias, dtype):
+        return golden_batch_norm(
+            x,
+            scale,
+            bias,
+            axis=features,
+            where=where,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            dtype=dtype,
+            **settings,
+        )
+
+    return affine(layer, batch_norm, x, scale, bias, features, dtype)[0]
