@@ -4,11 +4,18 @@ The modules are ``syntonic_jax.nn.nnx``, ``syntonic_jax.nn.linen`` and ``syntoni
 Each is imported when it is first used, so that none of the frameworks is a dependency; where the
 framework is missing, that import raises an ``ImportError`` naming the extra to install.
 
-Every module has the same two layers: ``PhiResidual`` adds a block to its own input, and
-``PhiResidualLayerNorm`` is its framework's ``LayerNorm`` of such a sum: same parameter names,
-shapes, dtypes, initialisers, default epsilon and result dtype, so checkpoints go both ways. The
-layers hold parameters and settings; what is computed, and in which precision, is said at
-:func:`syntonic_jax.phi_residual` and :func:`syntonic_jax.phi_residual_layernorm`.
+Every module has the same four layers. ``PhiResidual`` adds a block to its own input, and
+``PhiResidualLayerNorm`` is its framework's ``LayerNorm`` of such a sum. ``GoldenBatchNorm`` and
+``GoldenLayerNorm`` are its ``BatchNorm`` and ``LayerNorm``, argument for argument, with a target
+variance; with ``target_variance='standard'`` they compute what theirs do. Names, shapes, dtypes
+and initialisers of parameters and statistics, default epsilons and result dtypes are those of the
+framework, so checkpoints go both ways. Where the framework names a layer after its class, the
+layer that takes the place of another is given the other's name: ``name='BatchNorm_0'`` in Linen,
+``name='batch_norm'`` in Haiku.
+
+The layers hold parameters and settings; what is computed, and in which precision, is said at
+:func:`syntonic_jax.phi_residual`, :func:`syntonic_jax.phi_residual_layernorm`,
+:func:`syntonic_jax.golden_batch_norm` and :func:`syntonic_jax.golden_layer_norm`.
 
 >>> import jax.numpy as jnp
 >>> from flax import nnx

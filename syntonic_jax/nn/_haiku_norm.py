@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
 from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._norm import affine, layer_norm, others, sorted_axes
+from syntonic_jax.nn._norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
 
 with required("haiku", "haiku"):
     import haiku as hk
@@ -39,7 +39,7 @@ class _Norm(hk.Module):
         self.offset_init = offset_init or jnp.zeros
 
     def _parameters(self, x: Any, shape: Sequence[int], scale: Any, offset: Any) -> Any:
-        """scale, offset and the dtype of y: parameters kept wider than x widen it."""
+        """scale and offset, of the rank of x, and the dtype of y, which wide parameters widen."""
         layer, held = type(self).__name__, jnp.result_type(x)
         if self.create_scale:
             if scale is not None:
@@ -49,7 +49,8 @@ class _Norm(hk.Module):
             if offset is not None:
                 raise ValueError(f"{layer}: offset passed with create_offset=True")
             offset = hk.get_parameter("offset", shape, held, init=self.offset_init)
-        return scale, offset, jnp.result_type(x, *(p for p in (scale, offset) if p is not None))
+        dtype = jnp.result_type(x, *(p for p in (scale, offset) if p is not None))
+        return *broadcast_to_rank(layer, x, scale=scale, offset=offset), dtype
 
 
 class GoldenBatchNorm(_Norm):
@@ -186,7 +187,7 @@ class GoldenBatchNorm(_Norm):
             return (y,)
 
         norm = train if is_training or test_local_stats else infer
-        y, *statistics = affine(name, norm, inputs, scale, offset, features, dtype)
+        y, *statistics = affine(norm, inputs, scale, offset, features, dtype)
         if is_training:
             kept = [1 if a in reduced else n for a, n in enumerate(shape)]
             for ema, value in zip((self.mean_ema, self.var_ema), statistics):
@@ -283,7 +284,6 @@ class GoldenLayerNorm(_Norm):
             held = held[-1:]  # as in hk.LayerNorm, for the sake of old checkpoints
         scale, offset, dtype = self._parameters(inputs, held, scale, offset)
         return layer_norm(
-            name,
             inputs,
             scale,
             offset,

@@ -25,6 +25,13 @@ def _parameters(module: Any, shape: tuple[int, ...]) -> list[Any]:
     return made
 
 
+def _mapping(module: Any) -> dict[str, Any]:
+    """The mapped axis; none in initialisation, which then needs no such axis."""
+    if module.is_initializing():
+        return {}
+    return {"axis_name": module.axis_name, "axis_index_groups": module.axis_index_groups}
+
+
 class GoldenBatchNorm(nn.Module):
     """``linen.BatchNorm`` with a target variance.
 
@@ -135,14 +142,12 @@ class GoldenBatchNorm(nn.Module):
             return golden_batch_norm_inference(
                 widened(x, dtype), mean, var, scale, bias, **settings
             )
-        mapped = not self.is_initializing()
         y, *new = golden_batch_norm(
             widened(x, dtype),
             scale,
             bias,
             where=None if mask is None else jnp.asarray(mask, bool),
-            axis_name=self.axis_name if mapped else None,
-            axis_index_groups=self.axis_index_groups if mapped else None,
+            **_mapping(self),
             **settings,
         )
         if not self.is_initializing():
@@ -238,15 +243,13 @@ class GoldenLayerNorm(nn.Module):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         scale, bias = along(name, x, features, scale=scale, bias=bias)
         return layer_norm(
-            name,
             widened(x, dtype),
             scale,
             bias,
             reduced,
             dtype,
             where=None if mask is None else jnp.asarray(mask, bool),
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **_mapping(self),
             epsilon=self.epsilon,
             target_variance=self.target_variance,
             implementation=self.implementation,

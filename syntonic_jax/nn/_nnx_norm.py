@@ -316,7 +316,6 @@ class GoldenLayerNorm(_Norm):
         (x, scale, bias), dtype = self._promote(x, *self._values())
         scale, bias = along(name, x, features, scale=scale, bias=bias)
         return layer_norm(
-            name,
             x,
             scale,
             bias,

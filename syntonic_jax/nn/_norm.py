@@ -42,8 +42,20 @@ def along(layer: str, x: Any, axes: tuple[int, ...], **parameters: Any) -> list[
     return [None if p is None else p.reshape(shape) for p in parameters.values()]
 
 
+def broadcast_to_rank(layer: str, x: Any, **parameters: Any) -> list[Any]:
+    """Parameters with as many axes as x; ValueError unless they broadcast to its shape."""
+    shape, found = jnp.shape(x), []
+    for name, p in parameters.items():
+        if p is not None:
+            p = jnp.asarray(p)
+            p = p.reshape((1,) * (len(shape) - p.ndim) + p.shape)
+            if p.ndim > len(shape) or any(m not in (1, n) for m, n in zip(p.shape, shape)):
+                raise ValueError(f"{layer}: {name} must broadcast to {shape}, got {p.shape}")
+        found.append(p)
+    return found
+
+
 def affine(
-    layer: str,
     norm: Callable[..., tuple[jax.Array, ...]],
     x: Any,
     scale: Any,
@@ -53,38 +65,27 @@ def affine(
 ) -> tuple[jax.Array, ...]:
     """`norm(scale, bias, dtype)`, for parameters of any shape that broadcasts to that of x.
 
-    `norm` takes parameters of the shape of `axes`. Where one of them varies along another axis,
-    both are applied to its result, which then is rounded only after them.
+    They have as many axes as x. `norm` takes parameters of the shape of `axes`; where one of them
+    varies along another axis, both are applied to its result, which is rounded only after them.
     """
-    shape = jnp.shape(x)
-    wide = []
-    for name, p in (("scale", scale), ("bias", bias)):
-        if p is not None:
-            p = jnp.asarray(p)
-            p = p.reshape((1,) * (len(shape) - p.ndim) + p.shape)
-            if p.ndim > len(shape) or any(m not in (1, n) for m, n in zip(p.shape, shape)):
-                raise ValueError(f"{layer}: {name} must broadcast to {shape}, got {p.shape}")
-        wide.append(p)
-
-    if all(p is None or all(p.shape[a] == 1 for a in others(x, axes)) for p in wide):
-        fitting = [
-            p
-            if p is None
-            else jnp.broadcast_to(p.reshape([p.shape[a] for a in axes]), [shape[a] for a in axes])
-            for p in wide
-        ]
+    rest = others(x, axes)
+    if all(p is None or all(p.shape[a] == 1 for a in rest) for p in (scale, bias)):
+        places = [jnp.shape(x)[a] for a in axes]
+        fitting = (
+            None if p is None else jnp.broadcast_to(p.squeeze(rest), places) for p in (scale, bias)
+        )
         return norm(*fitting, dtype)
 
     accumulation = jnp.promote_types(jnp.result_type(x, jnp.dtype(dtype)), jnp.float32)
     y, *statistics = norm(None, None, accumulation)
-    scale, bias = (None if p is None else p.astype(accumulation) for p in wide)
-    y = y if scale is None else y * scale
-    y = y if bias is None else y + bias
+    if scale is not None:
+        y = y * scale.astype(accumulation)
+    if bias is not None:
+        y = y + bias.astype(accumulation)
     return (y.astype(dtype), *statistics)
 
 
 def layer_norm(
-    layer: str,
     x: Any,
     scale: Any,
     bias: Any,
@@ -96,13 +97,13 @@ def layer_norm(
     axis_index_groups: Any = None,
     **settings: Any,
 ) -> jax.Array:
-    """`golden_layer_norm` over `axes`, for parameters of any shape, masks and mapped axes."""
+    """`golden_layer_norm` over `axes`, with masks, mapped axes and the parameters of `affine`."""
     if where is None and axis_name is None:
 
         def norm(scale, bias, dtype):
             return (golden_layer_norm(x, scale, bias, axis=axes, dtype=dtype, **settings),)
 
-        return affine(layer, norm, x, scale, bias, axes, dtype)[0]
+        return affine(norm, x, scale, bias, axes, dtype)[0]
 
     # The statistics of a batch norm whose features are all that a layer norm does not reduce.
     features = others(x, axes)
@@ -120,4 +121,4 @@ def layer_norm(
             **settings,
         )
 
-    return affine(layer, batch_norm, x, scale, bias, features, dtype)[0]
+    return affine(batch_norm, x, scale, bias, features, dtype)[0]
