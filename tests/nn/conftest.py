@@ -1,3 +1,5 @@
 import pytest
 
-pytest.register_assert_rewrite("layer_contract")
+pytest.register_assert_rewrite(
+    "layer_contract", "norm_contract", "batch_norm_contract", "training_contract"
+)
