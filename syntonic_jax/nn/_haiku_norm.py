@@ -207,7 +207,7 @@ class GoldenLayerNorm(_Norm):
     - The variance is always computed in two passes (``use_fast_variance`` has no effect), and in
       float32 for 16-bit inputs; the result is rounded once.
 
-    A ``param_axis`` that is not ``axis`` is supported, but not in one pass.
+    Parameters that vary along an axis that is not reduced are supported, but not in one pass.
 
     Args:
       axis: the axis over which the statistics run, or axes, or a slice of them.

@@ -179,7 +179,7 @@ class GoldenLayerNorm(nn.Module):
     - With ``dtype``, y alone is rounded to it; x is not.
     - Over ``axis_name`` the statistics are weighted by the number of entries.
 
-    A mask, an ``axis_name``, or ``feature_axes`` that are not the ``reduction_axes``, are
+    A mask, an ``axis_name``, or ``feature_axes`` that are not among the ``reduction_axes``, are
     supported, but not in one pass.
 
     Attributes:
