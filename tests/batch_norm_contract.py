@@ -27,6 +27,15 @@ def running(statistics, x, axes):
     ]
 
 
+def evaluated(x, mean, var, scale, bias, epsilon) -> Estimate:
+    """y of running statistics: every term of it is rounded a few times."""
+    x, scale, bias = map(oracles.real, (x, scale, bias))
+    factor = scale / np.sqrt(var + epsilon)
+    terms = np.abs(factor) * (np.abs(x) + np.abs(mean)) + np.abs(bias)
+    slack = oracles.STEPS * oracles.unit("float32") * terms
+    return Estimate((x - mean) * factor + bias, slack)
+
+
 def on_devices(how, f, x):
     """f of eighths of x, each on its device, with the mapped axis "d": y as a whole, statistics."""
     if how == "shard_map":
@@ -85,13 +94,9 @@ class BatchNormContract(NormContract):
         return zip(*map(jax.tree.leaves, trees), strict=True)
 
     def evaluated(self, x, parameters, statistics):
-        """y of running statistics: every term of it is rounded a few times."""
         mean, var = running(statistics, x, self.features)
-        scale, bias = map(oracles.real, spread_along(parameters, x, self.features))
-        x, factor = oracles.real(x), scale / np.sqrt(var + self.epsilon)
-        terms = np.abs(factor) * (np.abs(x) + np.abs(mean)) + np.abs(bias)
-        slack = oracles.STEPS * oracles.unit("float32") * terms
-        return Estimate((x - mean) * factor + bias, slack)
+        scale, bias = spread_along(parameters, x, self.features)
+        return evaluated(x, mean, var, scale, bias, self.epsilon)
 
     def test_evaluation_is_the_frameworks(self, rng, implementation):
         x = self.data(rng, spread=1e-3)

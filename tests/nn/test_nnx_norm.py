@@ -205,8 +205,8 @@ def test_states_load_both_ways(rng):
         assert described(nnx.state(target)) == described(nnx.state(source))
         for network in (ours, theirs):
             network.eval()
-        # Two normalisations of 8 and 6 numbers; the first feeds its roundings to the second.
-        np.testing.assert_allclose(ours(x), theirs(x), rtol=0, atol=256 * 2.0**-23)
+        # The second norm divides the roundings of the first by the deviation of 6 numbers.
+        np.testing.assert_allclose(ours(x), theirs(x), rtol=0, atol=1e-3)
         for network in (ours, theirs):
             network.train()
 
