@@ -43,11 +43,15 @@ class Operation:
     nan_arises_in: str  # the primitive that jax_debug_nans names
     linear: bool = False  # in all operands together
     takes_dtype: bool = True
+    lead: tuple[int, ...] = (3,)  # leading axes of rows, where a test asks for no others
+    reduces_lead: bool = False  # over the leading axes: without rows there is nothing to reduce
+    statistics: int = 0  # so many of the results, the last ones, are in the accumulation type
+    bad: tuple[float, ...] = (-jnp.inf, jnp.inf)  # numbers in the data from which a NaN arises
     # Moves random operands off points without a derivative.
     adjust: Callable[..., Sequence[jax.Array]] = lambda *operands: operands
 
-    def operands(self, rng, dtype="float64", lead=(3,), width=4) -> list[jax.Array]:
-        shapes = {"rows": (*lead, width), "par": (width,)}
+    def operands(self, rng, dtype="float64", lead=None, width=4) -> list[jax.Array]:
+        shapes = {"rows": (*(self.lead if lead is None else lead), width), "par": (width,)}
         values = [jnp.asarray(rng.normal(size=shapes[kind]), dtype) for kind in self.kinds]
         return list(self.adjust(*values))
 
@@ -121,7 +125,12 @@ class Transformations(Battery):
     @pytest.mark.parametrize("lead", [(0,), (2, 0, 3), (), (1,), (2, 1, 3)], ids=str)
     def test_leading_axes(self, operation, implementation, lead, rng):
         operands = operation.operands(rng, lead=lead)
-        got = jax.jit(all_gradients(operation.using(implementation), operation))(*operands)
+        run = jax.jit(all_gradients(operation.using(implementation), operation))
+        if operation.reduces_lead and not (lead and all(lead)):
+            with pytest.raises(ValueError, match=rf"{operation.name}: .*axis.*got"):
+                run(*operands)
+            return
+        got = run(*operands)
         assert_same(got, compiled_reference(operation, all_gradients)(*operands))
 
     @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
@@ -144,9 +153,9 @@ class Transformations(Battery):
         f, operands = operation.using(implementation), operation.operands(rng)
         gradients = jax.grad(transformations.loss(f), transformations.positions(operation))
         in_a_program = jax.jit(lambda *xs: jax.tree.map(jnp.cos, f(*xs)))
-        # Infinities of opposite sign have no sum, and a lone -inf no golden_gelu.
+        # Infinities of opposite sign have no sum, a lone -inf no golden_gelu and no deviation.
         bad, corner = list(operands), (0,) * operands[0].ndim
-        for i, value in zip(operation.data, (-jnp.inf, jnp.inf), strict=False):
+        for i, value in zip(operation.data, operation.bad, strict=False):
             bad[i] = bad[i].at[corner].set(value)
         with jax.debug_nans(True):
             jax.block_until_ready((f(*operands), gradients(*operands), in_a_program(*operands)))
@@ -192,11 +201,15 @@ class Types(Battery):
 
             results, gradients = run(*operands)
             expected, expected_gradients = run(*cast)
-            result_type = common if operation.takes_dtype else oracles.accumulation(common)
-            assert {r.dtype for r in jax.tree.leaves(results)} == {jnp.dtype(result_type)}
+            acc = oracles.accumulation(common)
+            result_type = common if operation.takes_dtype else acc
+            found = jax.tree.leaves(results)
+            expected_types = [result_type] * (len(found) - operation.statistics)
+            expected_types += [acc] * operation.statistics
+            assert [r.dtype for r in found] == expected_types
             # XLA may fuse the two differently: some roundings in the accumulation type, which may
             # tip the one to the type itself.
-            rounding = 64 * oracles.unit(oracles.accumulation(common))
+            rounding = 64 * oracles.unit(acc)
             assert_same(results, expected, rounding + 2 * oracles.unit(result_type))
             for g, e, x in zip(gradients, expected_gradients, operands, strict=True):
                 assert_same(g, e.astype(x.dtype), rounding + 2 * oracles.unit(x.dtype))
