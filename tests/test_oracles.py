@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import oracles
+import oracles_norm
 import pytest
 
 
@@ -59,6 +60,54 @@ def test_layernorm_cotangents(rng, mode):
             lambda v, i=i: value(*operands[:i], v, *operands[i + 1 :]), operands[i], direction
         )
         np.testing.assert_allclose(np.sum(cotangent.value * direction), slope, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("features", [(-1,), (1,), (2, 0)], ids=str)
+def test_batch_norm_cotangents(rng, features, masked):
+    shape = (4, 3, 5)
+    x, ct_y = rng.normal(size=(2, *shape))
+    channels = [shape[a] for a in range(3) if a in {f % 3 for f in features}]
+    scale, bias, ct_mean, ct_var = rng.normal(size=(4, *channels))
+    where = (rng.random(shape) < 0.5) | (np.indices(shape).sum(0) % 3 == 0) if masked else None
+    options = {
+        "features": features,
+        "epsilon": 0.01,
+        "variance": oracles.PHI_INV,
+        "where": where,
+        "acc": "float64",
+    }
+
+    def value(*operands):
+        y, mean, var = oracles_norm.batch_norm(*operands, **options)
+        return sum(np.sum(a * b.value) for a, b in ((ct_y, y), (ct_mean, mean), (ct_var, var)))
+
+    operands = [x, scale, bias]
+    got = oracles_norm.batch_norm_vjp(x, ct_y, ct_mean, ct_var, scale, **options)
+    for i, cotangent in enumerate(got):
+        direction = rng.normal(size=operands[i].shape)
+        slope = difference(
+            lambda v, i=i: value(*operands[:i], v, *operands[i + 1 :]), operands[i], direction
+        )
+        np.testing.assert_allclose(np.sum(cotangent.value * direction), slope, rtol=1e-7, atol=1e-7)
+
+
+def test_batch_norm_is_a_layer_norm_of_other_axes(rng):
+    x, ct = rng.normal(size=(2, 7, 4))
+    options = {"epsilon": 0.1, "variance": 2.5, "acc": "float64"}
+    batch = oracles_norm.batch_norm(x, **options).y
+    layer = oracles.layernorm(oracles.exactly(x.T), **options)
+    np.testing.assert_allclose(batch.value, layer.value.T, rtol=0, atol=1e-14)
+    pulled = oracles_norm.batch_norm_vjp(x, ct, **options).x
+    other = oracles.layernorm_vjp(oracles.exactly(x.T), ct.T, mode="standard", **options).identity
+    np.testing.assert_allclose(pulled.value, other.value.T, rtol=0, atol=1e-14)
+
+
+def test_slack_of_a_mean_far_from_zero(rng):
+    """Far below the spacing of float32 numbers there, which one rounded mean would cost."""
+    x = rng.normal(1e4, size=(64, 3)).astype(np.float32)
+    spacing = oracles.ulp(1e4, "float32")
+    assert np.all(oracles_norm.batch_norm(x, acc="float32").y.slack < spacing / 4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
