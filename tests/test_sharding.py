@@ -14,6 +14,7 @@ from test_lowering import custom_calls, dims
 
 from syntonic_jax import (
     golden_gelu,
+    golden_layer_norm,
     phi_residual,
     phi_residual_gelu,
     phi_residual_layernorm,
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 SHAPE, WIDTH = (16, 4, 32), 32
 CALLS = {
     "layernorm": (functools.partial(phi_residual_layernorm, return_sum=True), "rrpp"),
+    "layer_norm": (golden_layer_norm, "rpp"),
     "gelu": (phi_residual_gelu, "rr"),
     "sum": (phi_residual, "rr"),
     "golden_gelu": (golden_gelu, "r"),
@@ -97,7 +99,7 @@ def run(f, *operands):
 # --- NamedSharding under jit ----------------------------------------------------------------------
 
 
-@every("layernorm", "gelu", "norm")
+@every("layernorm", "layer_norm", "gelu", "norm")
 @pytest.mark.parametrize("spec", BATCH, ids=str)
 def test_batch_sharded(case, spec):
     """The one collective is the all-reduce of sums over rows."""
@@ -126,7 +128,7 @@ def test_elementwise_needs_no_collective(case):
             assert used == []
 
 
-@every("layernorm", "gelu", "norm")
+@every("layernorm", "layer_norm", "gelu", "norm")
 @pytest.mark.parametrize("spec", FEATURE, ids=str)
 def test_feature_sharded(case, spec):
     operands = case.put(mesh_of(AxisType.Auto), spec, P("m"))
@@ -246,7 +248,7 @@ def gspmd():
     jax.config.update("jax_use_shardy_partitioner", True)
 
 
-@every("layernorm", "gelu", "norm")
+@every("layernorm", "layer_norm", "gelu", "norm")
 def test_gspmd(case, gspmd):
     operands = case.put(mesh_of(AxisType.Auto), P("d", "m"))
     values, used = run(case.f, *operands)
@@ -260,7 +262,9 @@ def test_gspmd(case, gspmd):
 # --- shard_map ------------------------------------------------------------------------------------
 
 
-@every("layernorm", "gelu", "sum", "golden_gelu")  # the norm of a shard is no shard of the norm
+@every(
+    "layernorm", "layer_norm", "gelu", "sum", "golden_gelu"
+)  # the norm of a shard is no shard of the norm
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map(case, check_vma):
     """Differentiated from outside."""
@@ -274,15 +278,17 @@ def test_shard_map(case, check_vma):
     battery.assert_same(slopes, case.slopes)
 
 
-@every("layernorm", "gelu")
+@every("layernorm", "layer_norm", "gelu")
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_grad_inside_shard_map(case, check_vma):
     def shard(*operands):
         slopes = case.gradients(*operands)
         if check_vma:  # jax sums the gradients of what does not vary by itself
             return slopes
-        reduced = [jax.lax.psum(x, ("d", "m")) for x in slopes[2:]]
-        return (*slopes[:2], *reduced)
+        return tuple(
+            x if kind == "r" else jax.lax.psum(x, ("d", "m"))
+            for x, kind in zip(slopes, case.kinds, strict=True)
+        )
 
     specs = case.specs(P("d", "m"))
     f = jax.shard_map(
@@ -291,7 +297,7 @@ def test_grad_inside_shard_map(case, check_vma):
     battery.assert_same(jax.jit(f)(*case.operands), case.slopes)
 
 
-@every("layernorm", "gelu")
+@every("layernorm", "layer_norm", "gelu")
 def test_partly_manual_shard_map(case):
     """Manual over one axis; over the other XLA partitions the call inside."""
     mesh = mesh_of(AxisType.Auto)
