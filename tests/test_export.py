@@ -16,7 +16,10 @@ import pytest
 from jax import export
 
 from syntonic_jax import (
+    golden_batch_norm,
+    golden_batch_norm_inference,
     golden_gelu,
+    golden_layer_norm,
     phi_residual,
     phi_residual_gelu,
     phi_residual_layernorm,
@@ -43,9 +46,24 @@ CALLS = {
     "gelu": (with_implementation(phi_residual_gelu), ["b, 3", "b, 3"]),
     "golden_gelu": (with_implementation(golden_gelu), ["b"]),
     "norm": (with_implementation(residual_component_norm), ["b, 5"]),
+    "batch_norm": (with_implementation(golden_batch_norm), ["b, 4, 3", "3", "3"]),
+    "batch_norm_first": (
+        with_implementation(functools.partial(golden_batch_norm, axis=1)),
+        ["b, 3, 2, 2", "3", "3"],
+    ),
+    "batch_norm_inference": (
+        with_implementation(golden_batch_norm_inference),
+        ["b, 3", "3", "3", "3", "3"],
+    ),
+    "layer_norm": (with_implementation(golden_layer_norm), ["b, 2, 8", "8", "8"]),
+    "layer_norm_axes": (
+        with_implementation(functools.partial(golden_layer_norm, axis=(0, 2))),
+        ["4, b, 2", "4, 2", "4, 2"],
+    ),
 }
 SIZES = (3, 6)
-# The custom calls in each; the cotangents of a plain sum and of a norm are jnp.
+# The custom calls in each; the cotangents of a plain sum and of a norm are jnp, as are batch norms
+# with statistics that are given.
 TARGETS = {
     "layernorm": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
     "layernorm_for_each": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
@@ -53,6 +71,11 @@ TARGETS = {
     "gelu": {"phi_residual", "phi_residual_cotangent"},
     "golden_gelu": {"golden_gelu", "golden_gelu_cotangent"},
     "norm": {"sum_of_squares"},
+    "batch_norm": {"golden_batch_norm_moments", "golden_batch_norm_sums"},
+    "batch_norm_first": {"golden_batch_norm_moments", "golden_batch_norm_sums"},
+    "batch_norm_inference": set(),
+    "layer_norm": {"golden_layer_norm", "golden_layer_norm_cotangent"},
+    "layer_norm_axes": {"golden_layer_norm", "golden_layer_norm_cotangent"},
 }
 # jax vouches for the stability of its own custom calls only.
 OURS = [
@@ -85,7 +108,10 @@ def exported(name, implementation, platforms, disabled_checks=()):
 
 def operands_of(name, size, rng):
     shapes = [eval(f"({shape},)", {"b": size}) for shape in CALLS[name][1]]
-    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+    operands = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    if name == "batch_norm_inference":
+        operands[2] = 0.5 + operands[2] ** 2  # a variance
+    return operands
 
 
 # Reads what lies in a folder, runs it, and writes what comes out beside it.
