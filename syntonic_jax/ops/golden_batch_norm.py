@@ -207,8 +207,8 @@ def _golden_batch_norm(x, scale, bias, where, options: _Options):
         where = _mask(name, where, layout)
     if 0 in layout.reduced or not layout.reduced:
         raise ValueError(
-            f"{name}: nothing to reduce: x must have at least one element beside its feature axes "
-            f"{layout.axes}, got shape {layout.shape}"
+            f"{name}: axis must leave something to reduce over, at least one element on other "
+            f"axes, got feature axes {layout.axes} of shape {layout.shape}"
         )
     if options.axis_name is not None:
         _require_mapped(name, options.axis_name)
