@@ -159,15 +159,14 @@ class Call {
   }
 
   // Of how many rows the parameter gradients are: consecutive stretches of the rows of the data.
-  int64_t partials(std::initializer_list<Array> sums, const Rows& rows) {
+  int64_t partials(const Array& d_scale, const Array& d_bias, const Rows& rows, const char* data) {
+    has_shape_of(d_bias, d_scale.present() ? d_scale : d_bias);
     std::optional<int64_t> partials;
-    for (const Array& array : sums) {
+    for (const Array& array : {d_scale, d_bias}) {
       if (!array.present()) continue;
       const int64_t found = rows_of(array, rows.width);
-      require(found == partials.value_or(found), array.name, " must have ", partials.value_or(0),
-              " rows, got ", found);
       require(divides(found, rows.total()), array.name, " has ", found,
-              " rows, which do not divide the ", rows.total(), " rows of the data");
+              " rows, which do not divide the ", rows.total(), " rows of ", data);
       require(divides(rows.groups, found), array.name, " has ", found,
               " rows, which is no multiple of the ", rows.groups, " rows of scale");
       partials = found;

@@ -73,7 +73,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   }
   const Rows rows = call.rows(x, {scale});
   for (const Array& array : {mean, rstd}) call.has_count(array, rows.total());
-  const int64_t partials = call.partials({d_scale, d_bias}, rows);
+  const int64_t partials = call.partials(d_scale, d_bias, rows, "x");
   const GoldenLayerNormCotangent arguments{
       .x = x.data,
       .mean = mean.data,

@@ -92,7 +92,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   for (const Array& array : {mean, rstd, d_scale, d_bias, scratch}) call.has_dtype(array, acc);
   const Rows rows = call.rows(z, {scale});
   for (const Array& array : {mean, rstd}) call.has_count(array, rows.total());
-  const int64_t partials = call.partials({d_scale, d_bias}, rows);
+  const int64_t partials = call.partials(d_scale, d_bias, rows, "z");
   const PhiResidualLayernormCotangent arguments{
       .z = z.data,
       .mean = mean.data,

@@ -80,9 +80,11 @@ def golden_batch_norm(
     >>> import jax.numpy as jnp
     >>> import numpy as np
     >>> y, mean, var = golden_batch_norm(jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]]))
-    >>> np.asarray(mean), np.asarray(var).round(3), np.asarray(y.var(0)).round(3)
-    (array([ 2., 30.], dtype=float32), array([  0.667, 466.667], dtype=float32), array([0.618, 0.618], dtype=float32))
-    """  # noqa: E501
+    >>> np.asarray(mean), np.asarray(var).round(3)
+    (array([ 2., 30.], dtype=float32), array([  0.667, 466.667], dtype=float32))
+    >>> np.asarray(y.var(0)).round(3)
+    array([0.618, 0.618], dtype=float32)
+    """
     options = _options(
         "golden_batch_norm", axis, target_variance, epsilon, dtype, implementation,
         axis_name, axis_index_groups,
@@ -158,8 +160,8 @@ def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax
 
     >>> import jax, jax.numpy as jnp
     >>> y, _, _ = golden_batch_norm(jax.random.normal(jax.random.key(0), (64, 3)))
-    >>> output_statistics(y)[1].round(3).tolist()
-    [0.6179999709129333, 0.6179999709129333, 0.6179999709129333]
+    >>> [round(float(variance), 3) for variance in output_statistics(y)[1]]
+    [0.618, 0.618, 0.618]
     """
     options = _options("output_statistics", axis, "standard", 0.0, None, None)
     return _golden_batch_norm(x, None, None, None, options)[1:]
