@@ -22,6 +22,8 @@ def number(value):
 
 
 ROWS, VECTOR, PARAMETER = floats(6, 4), floats(6), floats(4)
+# Six rows of four channels in planes of five, reduced to three results for each channel.
+PLANES, PARTS = floats(6, 4, 5), floats(3, 4)
 
 # target: (operands, results, attributes) of a call that is right.
 CALLS = {
@@ -37,6 +39,26 @@ CALLS = {
     ),
     "golden_gelu": ({"x": ROWS}, {"y": ROWS}, {}),
     "golden_gelu_cotangent": ({"x": ROWS, "ct": ROWS}, {"dx": ROWS}, {}),
+    "golden_layer_norm": (
+        {"x": ROWS, "scale": PARAMETER, "bias": PARAMETER},
+        {"y": ROWS, "mean": VECTOR, "rstd": VECTOR},
+        {"epsilon": 1e-5, "scale_factor": 1.0, "operands": 3, "statistics": 1},
+    ),
+    "golden_layer_norm_cotangent": (
+        {"x": ROWS, "mean": VECTOR, "rstd": VECTOR, "scale": PARAMETER, "ct_y": ROWS},
+        {"d_x": ROWS, "d_scale": PARTS, "d_bias": PARTS, "scratch": floats(24)},
+        {"scale_factor": 1.0, "operands": 1, "results": 7},
+    ),
+    "golden_batch_norm_moments": (
+        {"x": PLANES},
+        {"mean": PARTS, "low": PARTS, "var": PARTS, "rstd": PARTS, "scratch": floats(48)},
+        {"epsilon": 1e-5},
+    ),
+    "golden_batch_norm_sums": (
+        {"x": PLANES, "mean": floats(1, 4), "low": floats(1, 4), "ct": PLANES},
+        {"sum": PARTS, "product": PARTS, "scratch": floats(24)},
+        {},
+    ),
     "sum_of_squares": ({"x": ROWS}, {"sums": floats(3), "scratch": floats(8)}, {}),
     "phi_residual_layernorm": (
         {"identity": ROWS, "residual": ROWS, "scale": PARAMETER, "bias": PARAMETER},
@@ -163,6 +185,66 @@ WRONG = [
     ("phi_residual_layernorm_cotangent", {"scale_factor": float("nan")}, "scale_factor must be"),
     ("phi_residual_layernorm_cotangent", {"identity_scale": float("nan")}, "identity_scale must"),
     ("phi_residual_layernorm_cotangent", {"residual_scale": float("nan")}, "residual_scale must"),
+    ("golden_layer_norm", {"y": floats(4, 6)}, "y " + SHAPE.format("x")),
+    ("golden_layer_norm", {"scale": floats(5)}, r"scale must have rows of 4 .*, got \(5,\)"),
+    ("golden_layer_norm", {"bias": floats(4, dtype="float16")}, "bias must be float32"),
+    ("golden_layer_norm", {"mean": floats(5)}, r"mean must have 6 elements, got \(5,\)"),
+    ("golden_layer_norm", {"rstd": floats(6, dtype="float16")}, "rstd must be float32"),
+    ("golden_layer_norm", {"epsilon": -1.0}, "attribute epsilon must not be negative"),
+    ("golden_layer_norm", {"epsilon": float("inf")}, "attribute epsilon must be finite"),
+    ("golden_layer_norm", {"scale_factor": float("nan")}, "scale_factor must be finite"),
+    ("golden_layer_norm", {"operands": 4}, r"operands must lie in 0\.\.3, got 4"),
+    ("golden_layer_norm", {"statistics": 2}, r"statistics must lie in 0\.\.1, got 2"),
+    ("golden_layer_norm", {"statistics": 0}, "has 1 results, got 3"),
+    ("golden_layer_norm_cotangent", {"ct_y": floats(4, 6)}, "ct_y " + SHAPE.format("x")),
+    ("golden_layer_norm_cotangent", {"d_x": floats(4, 6)}, "d_x " + SHAPE.format("x")),
+    ("golden_layer_norm_cotangent", {"d_x": HALF}, "d_x must be float32, got float16"),
+    ("golden_layer_norm_cotangent", {"mean": floats(1)}, "mean must have 6 elements"),
+    ("golden_layer_norm_cotangent", {"rstd": floats(6, dtype="float16")}, "rstd must be"),
+    ("golden_layer_norm_cotangent", {"scale": floats(2, 4)}, "no multiple of the 2 rows of"),
+    ("golden_layer_norm_cotangent", {"d_scale": HALF_SUMS}, "d_scale must be float32"),
+    ("golden_layer_norm_cotangent", {"d_bias": floats(2, 4)}, "of d_scale, got "),
+    (
+        "golden_layer_norm_cotangent",
+        {"d_scale": floats(4, 4), "d_bias": floats(4, 4)},
+        "d_scale has 4 rows, which do not divide the 6 rows of x",
+    ),
+    ("golden_layer_norm_cotangent", {"scratch": None}, "result scratch is missing"),
+    ("golden_layer_norm_cotangent", {"operands": 2}, r"operands must lie in 0\.\.1, got 2"),
+    ("golden_layer_norm_cotangent", {"results": 0}, r"results must lie in 1\.\.7, got 0"),
+    ("golden_layer_norm_cotangent", {"scale_factor": float("inf")}, "scale_factor must be"),
+    ("golden_batch_norm_moments", {"x": floats(6, 3, 5)}, "x must have 4 channels before its last"),
+    ("golden_batch_norm_moments", {"x": floats(4)}, "x must have 4 channels before its last"),
+    ("golden_batch_norm_moments", {"x": floats(7, 4, 5)}, "mean has 3 rows, which do not divide"),
+    ("golden_batch_norm_moments", {"x": floats(6, 4, 0)}, "x must have rows of at least one"),
+    (
+        "golden_batch_norm_moments",
+        {"low": floats(4, 3)},
+        r"low must have the shape \(3, 4\) of mean",
+    ),
+    ("golden_batch_norm_moments", {"var": floats(12)}, r"var must have the shape \(3, 4\) of mean"),
+    ("golden_batch_norm_moments", {"rstd": floats(2, 4)}, r"rstd must have the shape \(3, 4\)"),
+    ("golden_batch_norm_moments", {"var": HALF_SUMS}, "var must be float32, got float16"),
+    ("golden_batch_norm_moments", {"scratch": floats(47)}, "scratch must have at least 48"),
+    ("golden_batch_norm_moments", {"scratch": None}, "result scratch is missing"),
+    ("golden_batch_norm_moments", {"epsilon": -1.0}, "attribute epsilon must not be negative"),
+    ("golden_batch_norm_moments", {"epsilon": float("nan")}, "attribute epsilon must be finite"),
+    ("golden_batch_norm_sums", {"ct": floats(6, 5, 4)}, r"ct must have the shape \(6, 4, 5\) of x"),
+    (
+        "golden_batch_norm_sums",
+        {"ct": floats(6, 4, 5, dtype="float16")},
+        "ct must be float32 or float32, got float16",
+    ),
+    ("golden_batch_norm_sums", {"mean": floats(1, 5), "low": floats(1, 5)}, "rows of 4 elements"),
+    ("golden_batch_norm_sums", {"low": floats(2, 4)}, r"low must have the shape \(1, 4\) of mean"),
+    (
+        "golden_batch_norm_sums",
+        {"mean": floats(2, 4), "low": floats(2, 4)},
+        "mean has 2 rows, of which the 3 rows of sum are no multiple",
+    ),
+    ("golden_batch_norm_sums", {"product": floats(4, 3)}, r"product must have the shape \(3, 4\)"),
+    ("golden_batch_norm_sums", {"sum": HALF_SUMS}, "sum must be float32, got float16"),
+    ("golden_batch_norm_sums", {"scratch": floats(23)}, "scratch must have at least 24"),
     *(
         (target, dict.fromkeys(ALL_ROWS, shape), message)
         for target in ("phi_residual_layernorm", "phi_residual_layernorm_cotangent")
@@ -249,6 +331,7 @@ def test_spare_element_shifts_every_array(target, dtype):
     """The build for misaligned pointers works on arrays that begin at their second element."""
     acc = "float64" if dtype == "float64" else "float32"
     in_acc = {"mean", "rstd", "scale", "bias", "d_scale", "d_bias", "sums", "scratch"}
+    in_acc |= {"low", "var", "sum", "product"}
 
     def retyped(part):
         return {
