@@ -143,6 +143,42 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("shape", [(9, 64, 1), (9, 33, 1), (5, 6, 64), (5, 6, 49)])
+def test_misaligned_channels(shape, dtype, rng, x64, shifted_targets):
+    """Against sums in float64: of `count` numbers, each with a rounding, in the accumulation type."""
+    acc = oracles.accumulation(dtype)
+    x, ct = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
+    exact, weight = oracles.real(x), oracles.real(ct)
+    channels = shape[1]
+    like = ((1, channels), acc)
+    mean, low, var, rstd, _ = shifted(
+        "syntonic_golden_batch_norm_moments",
+        (x,),
+        (like, like, like, like, ((64 * channels,), acc)),
+        epsilon=1e-5,
+    )
+    expected = exact.mean((0, 2)), exact.var((0, 2))
+    tolerance = 4 * exact[:, 0].size * oracles.unit(acc)
+    found = oracles.real(mean) + oracles.real(low), oracles.real(var)
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(ours[0], theirs, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        oracles.real(rstd)[0], (expected[1] + 1e-5) ** -0.5, rtol=8 * tolerance
+    )
+    total, product, _ = shifted(
+        "syntonic_golden_batch_norm_sums",
+        (x, mean, low, ct),
+        (like, like, ((32 * channels,), acc)),
+    )
+    centred = exact - expected[0][:, None]
+    size = np.abs(centred * weight).sum((0, 2)).max() + np.abs(weight).sum((0, 2)).max()
+    for ours, theirs in ((total, weight), (product, centred * weight)):
+        np.testing.assert_allclose(
+            oracles.real(ours)[0], theirs.sum((0, 2)), rtol=0, atol=tolerance * size
+        )
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     acc = oracles.accumulation(dtype)
     x, r = (jnp.asarray(rng.normal(size=(3, 1000)), dtype) for _ in range(2))
