@@ -1,7 +1,7 @@
 """golden_batch_norm and its inference: transformations, types, what they refuse.
 
-Their accuracy is in test_golden_batch_norm_accuracy.py, mapped axes in
-test_golden_batch_norm_mapped.py.
+Their accuracy is in test_golden_batch_norm_accuracy.py and test_golden_batch_norm_inference.py,
+mapped axes in test_golden_batch_norm_mapped.py.
 """
 
 import functools
@@ -79,7 +79,7 @@ def first_and_last(x):
 
 def from_first_and_last(y):
     y = jnp.moveaxis(y, 0, -2)
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 LAYOUTS = {

@@ -9,107 +9,19 @@ import numpy as np
 import oracles
 import oracles_norm
 import pytest
-
-from syntonic_jax import (
-    PHI_INV,
-    GoldenNormMode,
-    golden_batch_norm,
-    golden_batch_norm_inference,
-    output_statistics,
+from batch_norm_check import (
+    LAYOUTS,
+    channels_of,
+    check,
+    draw,
+    draw_parameters,
+    features_of,
+    layouts,
 )
 
+from syntonic_jax import PHI_INV, GoldenNormMode, golden_batch_norm, output_statistics
+
 pytestmark = pytest.mark.usefixtures("x64")
-
-VARIANCES = {"golden": oracles.PHI_INV, "standard": 1.0}
-LAYOUTS = [  # shape, feature axes
-    ((9, 5), -1),
-    ((4, 3, 2, 5), -1),
-    ((4, 5, 3, 2), 1),
-    ((3, 4, 2, 5), (3, 1)),
-    ((7, 6), 0),
-]
-layouts = pytest.mark.parametrize(("shape", "axis"), LAYOUTS, ids=str)
-
-
-def features_of(axis) -> tuple[int, ...]:
-    return (axis,) if isinstance(axis, int) else tuple(axis)
-
-
-def channels_of(shape, axis) -> tuple[int, ...]:
-    chosen = {a % len(shape) for a in features_of(axis)}
-    return tuple(n for a, n in enumerate(shape) if a in chosen)
-
-
-def check(
-    implementation,
-    x,
-    cotangents,
-    parameters,
-    *,
-    axis=-1,
-    where=None,
-    epsilon=1e-5,
-    target_variance="golden",
-    flush=True,
-    only=(),
-):
-    """(y, mean, var) and all cotangents against the oracle; `only` these channels, if any."""
-    dtype, out = x.dtype, cotangents[0].dtype
-    acc = oracles.accumulation(dtype)
-    given = {"x": x, **parameters}
-
-    @jax.jit
-    def both(given, cotangents):
-        def call(given):
-            return golden_batch_norm(
-                **given,
-                axis=axis,
-                where=where,
-                epsilon=epsilon,
-                target_variance=target_variance,
-                dtype=out,
-                implementation=implementation,
-            )
-
-        results, pull = jax.vjp(call, given)
-        return results, pull(cotangents)[0]
-
-    results, gradients = both(given, cotangents)
-    assert [r.dtype for r in results] == [out, acc, acc]
-    for name, value in given.items():
-        assert gradients[name].dtype == value.dtype
-
-    options = {
-        "features": features_of(axis),
-        "epsilon": epsilon,
-        "variance": VARIANCES.get(target_variance, target_variance),
-        "where": where,
-        "acc": acc,
-    }
-    expected = oracles_norm.batch_norm(
-        x, parameters.get("scale"), parameters.get("bias"), **options
-    )
-    pulled = oracles_norm.batch_norm_vjp(x, *cotangents, parameters.get("scale"), **options)
-    pairs = {name: (r, getattr(expected, name)) for r, name in zip(results, expected._fields)}
-    pairs |= {f"cotangent of {name}": (gradients[name], getattr(pulled, name)) for name in given}
-    for what, (actual, estimate) in pairs.items():
-        if only:
-            actual = actual[..., only]
-            estimate = oracles.Estimate(*(e[..., only] for e in estimate))
-        oracles.assert_close(actual, estimate, what, flush=flush)
-
-
-def draw(rng, shape, axis, dtype, out=None, mean=0.0, deviation=1.0):
-    """x and the cotangents of y, mean and var."""
-    acc, channels = oracles.accumulation(dtype), channels_of(shape, axis)
-    x = jnp.asarray(rng.normal(mean, deviation, size=shape), dtype)
-    cotangents = jnp.asarray(rng.normal(size=shape), out or dtype)
-    return x, (cotangents, *(jnp.asarray(c, acc) for c in rng.normal(size=(2, *channels))))
-
-
-def draw_parameters(rng, shape, axis, dtype="float32", names=("scale", "bias")):
-    return {name: jnp.asarray(rng.normal(size=channels_of(shape, axis)), dtype) for name in names}
-
 
 # --- types and shapes -----------------------------------------------------------------------------
 
@@ -385,46 +297,3 @@ def test_vmap_with_groups(shape, axis, in_axis, implementation, rng):
         pulled = oracles_norm.batch_norm_vjp(x, *cts, scales[i], **options)
         for got, estimate in zip((*results, *gradients), (*expected, *pulled), strict=True):
             oracles.assert_close(got[i], estimate)
-
-
-# --- inference ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("names", [(), ("scale", "bias")], ids=["bare", "scale-bias"])
-@layouts
-def test_inference(shape, axis, names, dtype, implementation, rng):
-    """Also where mean and deviation are far apart."""
-    acc, channels = oracles.accumulation(dtype), channels_of(shape, axis)
-    parameters = draw_parameters(rng, shape, axis, acc, names)
-    mean, var = (jnp.asarray(s, acc) for s in rng.uniform(0.5, 2, size=(2, *channels)))
-    far = 1e4 if acc == dtype else 1.0
-    for offset in (0.0, far):
-        x = jnp.asarray(rng.normal(offset, size=shape), dtype)
-        y = golden_batch_norm_inference(
-            x, mean + offset, var, **parameters, axis=axis, implementation=implementation
-        )
-        assert y.dtype == dtype
-        options = {"features": features_of(axis), "variance": oracles.PHI_INV, "acc": acc}
-        expected = oracles_norm.inference(x, mean + offset, var, **parameters, **options)
-        oracles.assert_close(y, expected)
-
-
-def test_inference_with_the_statistics_of_the_batch(implementation, rng):
-    x, _ = draw(rng, (16, 5), -1, "float32")
-    y, mean, var = golden_batch_norm(x, implementation=implementation)
-    again = golden_batch_norm_inference(x, mean, var, implementation=implementation)
-    # mean and var are rounded between the two.
-    scale = np.max(np.abs(x)) / np.sqrt(np.min(var))
-    np.testing.assert_allclose(again, y, rtol=0, atol=oracles.STEPS * 2.0**-24 * scale)
-
-
-@pytest.mark.parametrize("out", oracles.DTYPES)
-def test_inference_in_another_output_type(out, implementation, rng):
-    x, _ = draw(rng, (6, 4), -1, "bfloat16")
-    mean, var = jnp.zeros(4, "bfloat16"), jnp.ones(4, "float32")
-    y = golden_batch_norm_inference(x, mean, var, dtype=out, implementation=implementation)
-    assert y.dtype == out
-    oracles.assert_close(
-        y, oracles_norm.inference(x, mean, var, variance=oracles.PHI_INV, acc="float32")
-    )

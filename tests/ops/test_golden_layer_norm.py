@@ -45,7 +45,7 @@ def first_and_last(x):
 
 def from_first_and_last(y):
     y = jnp.moveaxis(y, 0, -2)
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 LAYOUTS = {

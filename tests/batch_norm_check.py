@@ -1,0 +1,99 @@
+"""golden_batch_norm beside its oracle, for the tests of its accuracy."""
+
+import jax
+import jax.numpy as jnp
+import oracles
+import oracles_norm
+import pytest
+
+from syntonic_jax import golden_batch_norm
+
+VARIANCES = {"golden": oracles.PHI_INV, "standard": 1.0}
+LAYOUTS = [  # shape, feature axes
+    ((9, 5), -1),
+    ((4, 3, 2, 5), -1),
+    ((4, 5, 3, 2), 1),
+    ((3, 4, 2, 5), (3, 1)),
+    ((7, 6), 0),
+]
+layouts = pytest.mark.parametrize(("shape", "axis"), LAYOUTS, ids=str)
+
+
+def features_of(axis) -> tuple[int, ...]:
+    return (axis,) if isinstance(axis, int) else tuple(axis)
+
+
+def channels_of(shape, axis) -> tuple[int, ...]:
+    chosen = {a % len(shape) for a in features_of(axis)}
+    return tuple(n for a, n in enumerate(shape) if a in chosen)
+
+
+def check(
+    implementation,
+    x,
+    cotangents,
+    parameters,
+    *,
+    axis=-1,
+    where=None,
+    epsilon=1e-5,
+    target_variance="golden",
+    flush=True,
+    only=(),
+):
+    """(y, mean, var) and all cotangents against the oracle; `only` these channels, if any."""
+    dtype, out = x.dtype, cotangents[0].dtype
+    acc = oracles.accumulation(dtype)
+    given = {"x": x, **parameters}
+
+    @jax.jit
+    def both(given, cotangents):
+        def call(given):
+            return golden_batch_norm(
+                **given,
+                axis=axis,
+                where=where,
+                epsilon=epsilon,
+                target_variance=target_variance,
+                dtype=out,
+                implementation=implementation,
+            )
+
+        results, pull = jax.vjp(call, given)
+        return results, pull(cotangents)[0]
+
+    results, gradients = both(given, cotangents)
+    assert [r.dtype for r in results] == [out, acc, acc]
+    for name, value in given.items():
+        assert gradients[name].dtype == value.dtype
+
+    options = {
+        "features": features_of(axis),
+        "epsilon": epsilon,
+        "variance": VARIANCES.get(target_variance, target_variance),
+        "where": where,
+        "acc": acc,
+    }
+    expected = oracles_norm.batch_norm(
+        x, parameters.get("scale"), parameters.get("bias"), **options
+    )
+    pulled = oracles_norm.batch_norm_vjp(x, *cotangents, parameters.get("scale"), **options)
+    pairs = {name: (r, getattr(expected, name)) for r, name in zip(results, expected._fields)}
+    pairs |= {f"cotangent of {name}": (gradients[name], getattr(pulled, name)) for name in given}
+    for what, (actual, estimate) in pairs.items():
+        if only:
+            actual = actual[..., only]
+            estimate = oracles.Estimate(*(e[..., only] for e in estimate))
+        oracles.assert_close(actual, estimate, what, flush=flush)
+
+
+def draw(rng, shape, axis, dtype, out=None, mean=0.0, deviation=1.0):
+    """x and the cotangents of y, mean and var."""
+    acc, channels = oracles.accumulation(dtype), channels_of(shape, axis)
+    x = jnp.asarray(rng.normal(mean, deviation, size=shape), dtype)
+    cotangents = jnp.asarray(rng.normal(size=shape), out or dtype)
+    return x, (cotangents, *(jnp.asarray(c, acc) for c in rng.normal(size=(2, *channels))))
+
+
+def draw_parameters(rng, shape, axis, dtype="float32", names=("scale", "bias")):
+    return {name: jnp.asarray(rng.normal(size=channels_of(shape, axis)), dtype) for name in names}
