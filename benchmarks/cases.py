@@ -26,6 +26,7 @@ class Operation(NamedTuple):
     by_width: bool = False  # whether the width of a row matters
     axis: int = -1  # of the parameters
     shapes: tuple[tuple[int, ...], ...] = ()  # instead of rows of some width
+    dtypes: tuple[str, ...] = ("bfloat16", "float32", "float16")
 
 
 def plain_layernorm(identity, residual, scale, bias):
@@ -85,6 +86,7 @@ OPERATIONS = {
         *(1, 2, 3, 5),
         axis=1,
         shapes=CHANNELS_FIRST,
+        dtypes=("bfloat16", "float32"),
     ),
     # linear: its backward pass scales a cotangent, which is XLA's
     "phi_residual": Operation(
@@ -172,6 +174,8 @@ def cases(
         operation = OPERATIONS[op]
         directions = ["forward"] + ["backward"] * (operation.backward_passes is not None)
         for dtype, of_dtype in widths.items():
+            if dtype not in operation.dtypes:
+                continue
             widths_of = of_dtype if operation.by_width else (ELEMENTWISE_WIDTH,)
             elements = array_bytes // jnp.dtype(dtype).itemsize
             shapes = [(elements // width, width) for width in widths_of]

@@ -145,7 +145,7 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize("shape", [(9, 64, 1), (9, 33, 1), (5, 6, 64), (5, 6, 49)])
 def test_misaligned_channels(shape, dtype, rng, x64, shifted_targets):
-    """Against sums in float64: of `count` numbers, each with a rounding, in the accumulation type."""
+    """Against sums in float64: the kernels' have a rounding for each number of a channel."""
     acc = oracles.accumulation(dtype)
     x, ct = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
     exact, weight = oracles.real(x), oracles.real(ct)

@@ -164,11 +164,11 @@ OPERATIONS = [
 
 
 class TestTransformations(battery.Transformations):
-    operations = OPERATIONS[:6]
+    operations = (OPERATIONS[0], *OPERATIONS[2:4], OPERATIONS[5])
 
 
 class TestTypes(battery.Types):
-    operations = (OPERATIONS[0], *OPERATIONS[2:4], OPERATIONS[6])
+    operations = (OPERATIONS[1], OPERATIONS[3], OPERATIONS[6])
 
 
 class TestBadInput(battery.BadInput):
