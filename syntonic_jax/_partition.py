@@ -127,7 +127,7 @@ def row_call(
     width = tail[:1]
     lead = first.array.shape[: len(first.array.shape) - len(tail)]
     sums = any(r.kind in ("partial", "total", "parts") for r in results)
-    batch, inner = _plan(lead, groups, sums, devices)
+    batch, inner = _plan(lead, groups, sums, devices, first=planes)
     grouped = batch if groups else ()
     shapes = {
         "row": batch + inner + tail,
@@ -162,19 +162,27 @@ def row_call(
     return [finish(v, x) for v, x in zip(results, out) if v.kind != "scratch"]
 
 
-def _plan(lead: Shape, groups: int, sums: bool, devices: int) -> tuple[Shape, Shape]:
+def _plan(
+    lead: Shape, groups: int, sums: bool, devices: int, first: bool = False
+) -> tuple[Shape, Shape]:
     """Batch and inner dimensions: ``batch + inner`` is a reshape of `lead`.
 
     A call that sums over rows returns one partial for each batch entry, so there should be few:
     one on a single device; on D devices the product of the earlier leading dimensions times
     gcd(n, D), n being the last one above 1. Every way of sharding that dimension over devices
     divides the gcd, so nothing is gathered. A call with symbolic dimensions is not partitioned.
+
+    With `first` only the first leading dimension is divided, and what is sharded along another one
+    is gathered: partial results for every row of an image would outweigh the image.
     """
     static = all(isinstance(n, int) for n in lead)
     if groups:
         batch, inner = lead[:groups], lead[groups:]
     elif sums and (devices == 1 or not static):
         batch, inner = (1,), (math.prod(lead),)
+    elif sums and first and lead:
+        parts = math.gcd(lead[0], devices)
+        batch, inner = (parts,), (lead[0] // parts, *lead[1:])
     elif sums:
         last = max((i for i, n in enumerate(lead) if n > 1), default=0)
         n = lead[last] if lead else 1

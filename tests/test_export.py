@@ -62,8 +62,8 @@ CALLS = {
     ),
 }
 SIZES = (3, 6)
-# The custom calls in each; the cotangents of a plain sum and of a norm are jnp, as are batch norms
-# with statistics that are given.
+# The custom calls in each; the cotangents of a plain sum and of a norm are jnp, as is a batch norm
+# with given statistics, but for the sums of its gradient.
 TARGETS = {
     "layernorm": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
     "layernorm_for_each": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
@@ -73,7 +73,7 @@ TARGETS = {
     "norm": {"sum_of_squares"},
     "batch_norm": {"golden_batch_norm_moments", "golden_batch_norm_sums"},
     "batch_norm_first": {"golden_batch_norm_moments", "golden_batch_norm_sums"},
-    "batch_norm_inference": set(),
+    "batch_norm_inference": {"golden_batch_norm_sums"},
     "layer_norm": {"golden_layer_norm", "golden_layer_norm_cotangent"},
     "layer_norm_axes": {"golden_layer_norm", "golden_layer_norm_cotangent"},
 }

@@ -117,9 +117,14 @@ def _centred(x, mean, low, groups: int, block: Block) -> Any:
     return (widen(x) - _spread(mean, x, groups, block)) - _spread(low, x, groups, block)
 
 
-def _statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
-    """mean, low, var and 1 / √(var + ε), from a mean in two numbers of any size."""
-    total = mean + offset
+def statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
+    """mean, low, var and 1 / √(var + ε), from a mean in two numbers of any size.
+
+    The numbers that low is the difference of must be the same wherever they are used. XLA would
+    compute them anew in several places, in some of them without a rounding: hence the barriers.
+    """
+    mean, offset = lax.optimization_barrier((mean, offset))
+    total = lax.optimization_barrier(mean + offset)
     return total, (mean - total) + offset, var, lax.rsqrt(var + epsilon)
 
 
@@ -128,20 +133,20 @@ def _moments_reference(x, *where, has_where, epsilon, block, groups):
     axes = _reduced(x, groups, block)
     wide = widen(x)
     if not where:
-        mean = wide.mean(axes)
+        mean = lax.optimization_barrier(wide.mean(axes))
         deviation = wide - _spread(mean, x, groups, block)
         # The mean of the deviations takes out what rounding left in the first mean.
-        offset = deviation.mean(axes)
+        offset = lax.optimization_barrier(deviation.mean(axes))
         deviation = deviation - _spread(offset, x, groups, block)
-        return _statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
+        return statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
     (mask,) = where
     count = mask.sum(axes, dtype=wide.dtype)
-    mean = jnp.where(mask, wide, 0).sum(axes) / count
+    mean = lax.optimization_barrier(jnp.where(mask, wide, 0).sum(axes) / count)
     deviation = jnp.where(mask, wide - _spread(mean, x, groups, block), 0)
-    offset = deviation.sum(axes) / count
+    offset = lax.optimization_barrier(deviation.sum(axes) / count)
     deviation = jnp.where(mask, deviation - _spread(offset, x, groups, block), 0)
     var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
-    return *_statistics(mean, offset, var, epsilon), count
+    return *statistics(mean, offset, var, epsilon), count
 
 
 def _split(operands, has_slope, has_where, count):
@@ -233,7 +238,7 @@ def _moments_kernel(x, *where, devices, epsilon, block, groups, **params):
         apart = (mean - common) + low
         offset = apart.mean(groups, keepdims=True)
         total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)
-        found = _statistics(common, offset, total, epsilon)
+        found = statistics(common, offset, total, epsilon)
     return [v.reshape(shape) for v in found]
 
 

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from ..modes import GoldenNormMode
-from ._channels import apply, apply_tangent, moments, sums
+from ._channels import apply, apply_tangent, moments, statistics, sums
 from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -214,7 +214,12 @@ def _golden_batch_norm(x, scale, bias, where, options: _Options):
         )
     if options.axis_name is not None:
         _require_mapped(name, options.axis_name)
-    y, mean, _, var = _batch_norm(x, scale, bias, where, layout, options)
+    # Under the mask infinities and NaN stay what they are in y, and touch nothing else.
+    odd = None if where is None else ~(where | jnp.isfinite(x))
+    given = x if odd is None else jnp.where(odd, 0, x)
+    y, mean, _, var = _batch_norm(given, scale, bias, where, layout, options)
+    if odd is not None:
+        y = jnp.where(odd, lax.stop_gradient(x).astype(y.dtype), y)
     return layout.restore(y), mean, var
 
 
@@ -330,8 +335,7 @@ def _moments(x, where, layout: _Layout, options: _Options):
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _psum(apart * share, options)
     var = _psum(jnp.where(here, var + jnp.square(apart - offset), 0) * share, options)
-    mean = common + offset
-    return mean, (common - mean) + offset, var, lax.rsqrt(var + options.epsilon)
+    return statistics(common, offset, var, options.epsilon)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
