@@ -141,9 +141,14 @@ def draw(results: dict[str, Any], out: Path) -> None:
         "legend.frameon": False,
     }
     with plt.rc_context(style):
-        figure: Any = plt.figure(figsize=(12, 9), layout="constrained")
+        others = sum(
+            (r["op"] != MAIN_OP, r["dtype"], r["implementation"]) == (True, MAIN_DTYPE, "xla")
+            for r in results["records"]
+        )
+        heights = [4.5, max(4.5, 0.4 * others)]
+        figure: Any = plt.figure(figsize=(12, sum(heights)), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.12)
-        top, bottom = figure.subfigures(2, 1)
+        top, bottom = figure.subfigures(2, 1, height_ratios=heights)
         copy = results["copy_tbs"][MAIN_DTYPE]
         figure.suptitle(
             f"Share of the bandwidth of a copy ({copy:.2f} TB/s) on {results['device']}",
@@ -174,9 +179,15 @@ def draw_by_width(axes, records: dict[str, dict[int, dict[str, Any]]], direction
 
 def draw_elementwise(axes, results: dict[str, Any]) -> None:
     chosen = [r for r in results["records"] if r["dtype"] == MAIN_DTYPE and r["op"] != MAIN_OP]
-    labels = list(dict.fromkeys(f"{r['op']}, {r['direction']}" for r in chosen))
+
+    def label(r: dict[str, Any]) -> str:
+        several = len({tuple(c["shape"]) for c in chosen if c["op"] == r["op"]}) > 1
+        size = " " + "×".join(map(str, r["shape"])) if several else ""
+        return f"{r['op']}{size}, {r['direction']}"
+
+    labels = list(dict.fromkeys(map(label, chosen)))
     for r in chosen:
-        place = labels.index(f"{r['op']}, {r['direction']}")
+        place = labels.index(label(r))
         ours = r["implementation"] == "cuda"
         at, colour = place + (-0.2 if ours else 0.2), COLOURS[r["implementation"]]
         bar = axes.barh(at, r["share"], height=0.36, color=colour)
@@ -184,7 +195,7 @@ def draw_elementwise(axes, results: dict[str, Any]) -> None:
     axes.axvline(1, color="#999999", linewidth=1, linestyle=(0, (5, 3)))
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.set(title=f"Elementwise operations and the norm, {MAIN_DTYPE}", xlim=(0, 1.1))
+    axes.set(title=f"The other operations, {MAIN_DTYPE}", xlim=(0, 1.1))
     axes.grid(visible=True, axis="x")
 
 

@@ -105,10 +105,11 @@ def test_residual_component_norm(dtype, rng, x64):
         x = jnp.asarray(rng.normal(size=shape), dtype)
         (norm, (dx,)), (_, (expected,)) = both(residual_component_norm, (x,), jnp.ones(()))
         oracles.assert_close(norm, oracles.residual_component_norm(x, acc=acc))
+        # Three roundings in each program, and norms that were summed up in different orders.
         np.testing.assert_allclose(
             oracles.real(dx),
             oracles.real(expected),
-            rtol=4 * oracles.unit(dtype),
+            rtol=4 * oracles.unit(dtype) + 12 * oracles.unit(acc),
             atol=oracles.ulp(0, dtype),  # below the normal range of float16
         )
     x = jnp.asarray(rng.normal(size=(5, 777)), dtype)
