@@ -170,6 +170,15 @@ QUICK = {"bfloat16": (1024, 8192, 16384)}
 ELEMENTWISE_WIDTH = 4096
 
 
+def fitted(shape: tuple[int, ...], elements: int, axis: int) -> tuple[int, ...]:
+    """`shape` with as much of every axis but that of the channels as `elements` allow."""
+    sizes = list(shape)
+    for i, n in enumerate(shape):
+        if i != axis % len(shape):
+            sizes[i] = max(1, min(n, elements // (math.prod(sizes) // n)))
+    return tuple(sizes)
+
+
 def cases(
     operations: list[str],
     widths: dict[str, tuple[int, ...]],
@@ -187,12 +196,8 @@ def cases(
             if operation.only:
                 widths_of = [w for w in widths_of if w in operation.only] or of_dtype
             elements = array_bytes // jnp.dtype(dtype).itemsize
-            shapes = [(elements // width, width) for width in widths_of]
-            shapes = [
-                (min(shape[0], elements // math.prod(shape[1:])), *shape[1:])
-                for shape in operation.shapes or shapes
-            ]
-            for shape in ((max(1, n), *rest) for n, *rest in shapes):
+            rows = [(max(1, elements // width), width) for width in widths_of]
+            for shape in [fitted(s, elements, operation.axis) for s in operation.shapes] or rows:
                 for direction in directions:
                     for implementation in implementations:
                         yield Case(op, direction, dtype, shape, implementation)

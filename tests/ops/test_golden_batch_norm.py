@@ -155,7 +155,7 @@ def operation(
 OPERATIONS = [
     operation("scale-bias"),
     operation("channels-last", (), lead=(2, 3, 2), target_variance=2.5),
-    operation("channels-first", ("bias",), "first", lead=(2, 3, 2), target_variance="standard"),
+    operation("channels-first", layout="first", lead=(2, 3, 2), target_variance="standard"),
     operation("masked", ("scale", "bias"), "first", lead=(3, 2), masked=True),
     operation("two-axes", ("scale",), "both", lead=(3, 2)),
     operation("inference", ("mean", "var", "scale"), inference=True),
@@ -164,11 +164,11 @@ OPERATIONS = [
 
 
 class TestTransformations(battery.Transformations):
-    operations = (OPERATIONS[0], *OPERATIONS[2:4], OPERATIONS[5])
+    operations = (*OPERATIONS[2:4], OPERATIONS[5])
 
 
 class TestTypes(battery.Types):
-    operations = (OPERATIONS[1], OPERATIONS[3], OPERATIONS[6])
+    operations = (OPERATIONS[1], OPERATIONS[6])
 
 
 class TestBadInput(battery.BadInput):

@@ -98,11 +98,11 @@ OPERATIONS = [
 
 
 class TestTransformations(battery.Transformations):
-    operations = OPERATIONS
+    operations = OPERATIONS[::2]
 
 
 class TestTypes(battery.Types):
-    operations = OPERATIONS[::2]
+    operations = OPERATIONS[3:]
 
 
 class TestBadInput(battery.BadInput):
