@@ -15,15 +15,20 @@ import syntonic_jax
 from syntonic_jax import _dispatch, _extension
 
 TARGETS = {
+    "syntonic_golden_batch_norm_moments",
+    "syntonic_golden_batch_norm_sums",
     "syntonic_golden_gelu",
     "syntonic_golden_gelu_cotangent",
+    "syntonic_golden_layer_norm",
+    "syntonic_golden_layer_norm_cotangent",
     "syntonic_phi_residual",
     "syntonic_phi_residual_cotangent",
     "syntonic_phi_residual_layernorm",
     "syntonic_phi_residual_layernorm_cotangent",
     "syntonic_sum_of_squares",
 }
-STEMS = {"golden_gelu", "phi_residual", "phi_residual_layernorm", "residual_component_norm"}
+STEMS = {"golden_batch_norm", "golden_gelu", "golden_layer_norm"}
+STEMS |= {"phi_residual", "phi_residual_layernorm", "residual_component_norm"}
 
 needs_kernels = pytest.mark.skipif(
     not _extension.available(), reason=f"no kernels here: {_extension.reason()}"
