@@ -7,20 +7,19 @@ other axes, those of a mapped axis included where one is named.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from ..modes import GoldenNormMode
 from ._channels import apply, apply_tangent, moments, statistics, sums
+from ._layout import Layout, layout_of, mask_of
 from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -78,8 +77,7 @@ def golden_batch_norm(
       NameError: `axis_name` names no mapped axis.
 
     >>> import jax.numpy as jnp
-    >>> import numpy as np
-    >>> y, mean, var = golden_batch_norm(jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]]))
+    >>>     >>> y, mean, var = golden_batch_norm(jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]]))
     >>> np.asarray(mean), np.asarray(var).round(3)
     (array([ 2., 30.], dtype=float32), array([  0.667, 466.667], dtype=float32))
     >>> np.asarray(y.var(0)).round(3)
@@ -204,9 +202,11 @@ def _options(
 @functools.partial(jax.jit, static_argnums=(4,), inline=True)
 def _golden_batch_norm(x, scale, bias, where, options: _Options):
     name = options.function
-    layout, x, (scale, bias) = _layout(options, x, scale=scale, bias=bias)
+    layout, x, (scale, bias) = layout_of(
+        name, options.axis, options.dtype, x, scale=scale, bias=bias
+    )
     if where is not None:
-        where = _mask(name, where, layout)
+        where = mask_of(name, where, layout)
     if 0 in layout.reduced or not layout.reduced:
         raise ValueError(
             f"{name}: axis must leave something to reduce over, at least one element on other "
@@ -225,75 +225,10 @@ def _golden_batch_norm(x, scale, bias, where, options: _Options):
 
 @functools.partial(jax.jit, static_argnums=(5,), inline=True)
 def _golden_batch_norm_inference(x, mean, var, scale, bias, options: _Options):
-    layout, x, (mean, var, scale, bias) = _layout(
-        options, x, mean=mean, var=var, scale=scale, bias=bias
+    layout, x, (mean, var, scale, bias) = layout_of(
+        options.function, options.axis, options.dtype, x, mean=mean, var=var, scale=scale, bias=bias
     )
     return layout.restore(_normalise(x, mean, var, scale, bias, layout, options))
-
-
-# ---------------------------------------------------------------------------------- layout
-
-
-class _Layout(NamedTuple):
-    """Where the features of an array lie: one block of axes, after a transposition if need be."""
-
-    shape: tuple[Any, ...]
-    axes: tuple[int, ...]  # the feature axes of the array as it was given
-    order: tuple[int, ...]  # the transposition, () for none
-    trailing: int  # axes behind the block
-    dtype: Any  # of y
-
-    @property
-    def reduced(self) -> tuple[Any, ...]:
-        return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """Feature axes and axes behind them, as _channels.py counts them."""
-        return len(self.axes), self.trailing
-
-    def arrange(self, x: Any) -> Any:
-        return x.transpose(self.order) if self.order else x
-
-    def restore(self, y: Any) -> Any:
-        return y.transpose(np.argsort(self.order)) if self.order else y
-
-
-def _layout(options: _Options, x, **parameters) -> tuple[_Layout, Any, list[Any]]:
-    """The layout of x, x in it, and the parameters in the accumulation type; all checked."""
-    name = options.function
-    _check.floating(name, x=x)
-    _check.floating(name, **{k: v for k, v in parameters.items() if v is not None})
-    x = jnp.asarray(x)
-    axes = _check.axes(name, options.axis, x.ndim)
-    _check.parameter(name, tuple(x.shape[a] for a in axes), **parameters)
-    contiguous = all(b == a + 1 for a, b in itertools.pairwise(axes))
-    order = () if contiguous else (*(i for i in range(x.ndim) if i not in axes), *axes)
-    layout = _Layout(
-        x.shape,
-        axes,
-        order,
-        x.ndim - 1 - axes[-1] if axes and contiguous else 0,
-        _check.result_dtype(name, options.dtype, x.dtype),
-    )
-    accumulation = accumulation_dtype(x.dtype)
-    wide = [None if p is None else jnp.asarray(p).astype(accumulation) for p in parameters.values()]
-    return layout, layout.arrange(x), wide
-
-
-def _mask(name: str, where, layout: _Layout):
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"{name}: where must be boolean, got {where.dtype}")
-    try:
-        fits = jnp.broadcast_shapes(where.shape, layout.shape) == tuple(layout.shape)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name}: where must broadcast to the shape {layout.shape} of x, got {where.shape}"
-        )
-    return layout.arrange(jnp.broadcast_to(where, layout.shape))
 
 
 def _require_mapped(name: str, axis_name) -> None:
@@ -320,7 +255,7 @@ def _psum(x, options: _Options):
     return lax.psum(x, options.axis_name, axis_index_groups=options.axis_index_groups)
 
 
-def _moments(x, where, layout: _Layout, options: _Options):
+def _moments(x, where, layout: Layout, options: _Options):
     """mean, what rounding took from it, var and 1 / √(var + ε) of every channel, of all shards."""
     count, mean, low, var, rstd = moments(
         x, where, options.epsilon, layout.block, options.implementation
@@ -339,7 +274,7 @@ def _moments(x, where, layout: _Layout, options: _Options):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def _batch_norm(x, scale, bias, where, layout: _Layout, options: _Options):
+def _batch_norm(x, scale, bias, where, layout: Layout, options: _Options):
     """y, mean, what rounding took from the mean, and var."""
     mean, low, var, rstd = _moments(x, where, layout, options)
     slope = _slope(rstd, scale, options)
@@ -347,7 +282,7 @@ def _batch_norm(x, scale, bias, where, layout: _Layout, options: _Options):
 
 
 @functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
-def _batch_norm_jvp(layout: _Layout, options: _Options, primals, tangents):
+def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
     x, scale, bias, where = primals
     dx, d_scale, d_bias, _ = map(_present, tangents)
     y, mean, low, var = _batch_norm(x, scale, bias, where, layout, options)
@@ -371,13 +306,13 @@ def _batch_norm_jvp(layout: _Layout, options: _Options, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
-def _normalise(x, mean, var, scale, bias, layout: _Layout, options: _Options):
+def _normalise(x, mean, var, scale, bias, layout: Layout, options: _Options):
     slope = _slope(lax.rsqrt(var + options.epsilon), scale, options)
     return apply(x, mean, jnp.zeros_like(mean), slope, bias, layout.dtype, layout.block)
 
 
 @functools.partial(_normalise.defjvp, symbolic_zeros=True)
-def _normalise_jvp(layout: _Layout, options: _Options, primals, tangents):
+def _normalise_jvp(layout: Layout, options: _Options, primals, tangents):
     x, mean, var, scale, bias = primals
     dx, d_mean, d_var, d_scale, d_bias = map(_present, tangents)
     y = _normalise(x, mean, var, scale, bias, layout, options)
@@ -420,7 +355,7 @@ def _slope(rstd, scale, options: _Options):
     return slope if scale is None else slope * scale
 
 
-def _count(x, where, layout: _Layout, options: _Options):
+def _count(x, where, layout: Layout, options: _Options):
     if where is None:
         return _psum(math.prod(layout.reduced), options)
     features, trailing = layout.block

@@ -1,0 +1,77 @@
+"""Where the features of an array lie, and what has the shape of them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _check
+from ._numerics import accumulation_dtype
+
+
+class Layout(NamedTuple):
+    """Where the features of an array lie: one block of axes, after a transposition if need be."""
+
+    shape: tuple[Any, ...]
+    axes: tuple[int, ...]  # the feature axes of the array as it was given
+    order: tuple[int, ...]  # the transposition, () for none
+    trailing: int  # axes behind the block
+    dtype: Any  # of y
+
+    @property
+    def reduced(self) -> tuple[Any, ...]:
+        """The sizes of the axes that are reduced."""
+        return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Feature axes and axes behind them, as _channels.py counts them."""
+        return len(self.axes), self.trailing
+
+    def arrange(self, x: Any) -> Any:
+        """An array as it was given, in this layout."""
+        return x.transpose(self.order) if self.order else x
+
+    def restore(self, y: Any) -> Any:
+        """The other way round."""
+        return y.transpose(np.argsort(self.order)) if self.order else y
+
+
+def layout_of(name: str, axis, dtype, x, **parameters) -> tuple[Layout, Any, list[Any]]:
+    """The layout of x, x in it, and the parameters in the accumulation type; all checked."""
+    _check.floating(name, x=x)
+    _check.floating(name, **{k: v for k, v in parameters.items() if v is not None})
+    x = jnp.asarray(x)
+    axes = _check.axes(name, axis, x.ndim)
+    _check.parameter(name, tuple(x.shape[a] for a in axes), **parameters)
+    contiguous = all(b == a + 1 for a, b in itertools.pairwise(axes))
+    order = () if contiguous else (*(i for i in range(x.ndim) if i not in axes), *axes)
+    layout = Layout(
+        x.shape,
+        axes,
+        order,
+        x.ndim - 1 - axes[-1] if axes and contiguous else 0,
+        _check.result_dtype(name, dtype, x.dtype),
+    )
+    accumulation = accumulation_dtype(x.dtype)
+    wide = [None if p is None else jnp.asarray(p).astype(accumulation) for p in parameters.values()]
+    return layout, layout.arrange(x), wide
+
+
+def mask_of(name: str, where, layout: Layout) -> Any:
+    """`where` as a boolean array in the layout; TypeError or ValueError if it does not fit."""
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{name}: where must be boolean, got {where.dtype}")
+    try:
+        fits = jnp.broadcast_shapes(where.shape, layout.shape) == tuple(layout.shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: where must broadcast to the shape {layout.shape} of x, got {where.shape}"
+        )
+    return layout.arrange(jnp.broadcast_to(where, layout.shape))
