@@ -77,7 +77,8 @@ def golden_batch_norm(
       NameError: `axis_name` names no mapped axis.
 
     >>> import jax.numpy as jnp
-    >>>     >>> y, mean, var = golden_batch_norm(jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]]))
+    >>> import numpy as np
+    >>> y, mean, var = golden_batch_norm(jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]]))
     >>> np.asarray(mean), np.asarray(var).round(3)
     (array([ 2., 30.], dtype=float32), array([  0.667, 466.667], dtype=float32))
     >>> np.asarray(y.var(0)).round(3)
