@@ -16,7 +16,7 @@ from jax import lax
 from .._partition import Value, row_call
 from .._primitive import bind, define, transposes
 from .._rows import batch_rows, masked
-from ._numerics import accumulation_dtype, widen
+from ._numerics import accumulation_dtype, settled, widen
 
 Block = tuple[int, int]
 
@@ -120,11 +120,10 @@ def _centred(x, mean, low, groups: int, block: Block) -> Any:
 def statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
     """mean, low, var and 1 / √(var + ε), from a mean in two numbers of any size.
 
-    The numbers that low is the difference of must be the same wherever they are used. XLA would
-    compute them anew in several places, in some of them without a rounding: hence the barriers.
+    The mean must be a settled one.
     """
-    mean, offset = lax.optimization_barrier((mean, offset))
-    total = lax.optimization_barrier(mean + offset)
+    offset = settled(offset)
+    total = mean + offset
     return total, (mean - total) + offset, var, lax.rsqrt(var + epsilon)
 
 
@@ -133,17 +132,17 @@ def _moments_reference(x, *where, has_where, epsilon, block, groups):
     axes = _reduced(x, groups, block)
     wide = widen(x)
     if not where:
-        mean = lax.optimization_barrier(wide.mean(axes))
+        mean = settled(wide.mean(axes))
         deviation = wide - _spread(mean, x, groups, block)
         # The mean of the deviations takes out what rounding left in the first mean.
-        offset = lax.optimization_barrier(deviation.mean(axes))
+        offset = deviation.mean(axes)
         deviation = deviation - _spread(offset, x, groups, block)
         return statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
     (mask,) = where
     count = mask.sum(axes, dtype=wide.dtype)
-    mean = lax.optimization_barrier(jnp.where(mask, wide, 0).sum(axes) / count)
+    mean = settled(jnp.where(mask, wide, 0).sum(axes) / count)
     deviation = jnp.where(mask, wide - _spread(mean, x, groups, block), 0)
-    offset = lax.optimization_barrier(deviation.sum(axes) / count)
+    offset = deviation.sum(axes) / count
     deviation = jnp.where(mask, deviation - _spread(offset, x, groups, block), 0)
     var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
     return *statistics(mean, offset, var, epsilon), count
@@ -234,7 +233,7 @@ def _moments_kernel(x, *where, devices, epsilon, block, groups, **params):
     if found[0].shape[groups] > 1:
         # Chan's rule, for parts of equal size.
         mean, low, var, _ = found
-        common = mean.mean(groups, keepdims=True)
+        common = settled(mean.mean(groups, keepdims=True))
         apart = (mean - common) + low
         offset = apart.mean(groups, keepdims=True)
         total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)

@@ -19,6 +19,16 @@ def widen(x: Any) -> Any:
     return x.astype(accumulation_dtype(x.dtype))
 
 
+def settled(x: Any) -> Any:
+    """`x` to one bit less than its type has: a number that is the same wherever it is used.
+
+    XLA computes a sum / n anew in every fusion that uses it, in some of them without rounding the
+    quotient (as part of a fused multiply-add). Nothing is fused across this, nor is it dropped.
+    """
+    info = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant - 1)
+
+
 def round_to(x: Any, dtype: Any) -> Any:
     """`x` rounded to the values of `dtype`, kept in its own type.
 

@@ -20,7 +20,7 @@ from .. import _check, _dispatch
 from ..modes import GoldenNormMode
 from ._channels import apply, apply_tangent, moments, statistics, sums
 from ._layout import Layout, layout_of, mask_of
-from ._numerics import accumulation_dtype, widen
+from ._numerics import accumulation_dtype, settled, widen
 
 # ---------------------------------------------------------------------------------- public
 
@@ -266,7 +266,7 @@ def _moments(x, where, layout: Layout, options: _Options):
     # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
     here = jnp.asarray(count) > 0
     share = count / _psum(count, options)
-    common = _psum(jnp.where(here, mean * share, 0), options)
+    common = settled(_psum(jnp.where(here, mean * share, 0), options))
     # From here on numbers are small beside the mean.
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _psum(apart * share, options)
