@@ -88,14 +88,28 @@ def all_gradients(f, operation):
     return run
 
 
+def thinned(cases, every: int = 2):
+    """Parameters of a test, of which all but each `every`th one are slow tests."""
+    return [
+        case if i % every == 0 else pytest.param(*_values(case), marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
+
+
+def _values(case):
+    return case if type(case) is tuple else (case,)
+
+
 class Battery:
     """Runs each inherited test once for every operation of the class."""
 
     operations: ClassVar[Sequence[Operation]]
+    variants: ClassVar[Sequence[Operation]] = ()  # the same with other options: slow tests
 
     def pytest_generate_tests(self, metafunc):
         if "operation" in metafunc.fixturenames:
-            metafunc.parametrize("operation", self.operations, ids=lambda o: o.label)
+            slow = [pytest.param(o, marks=pytest.mark.slow) for o in self.variants]
+            metafunc.parametrize("operation", [*self.operations, *slow], ids=lambda o: o.label)
 
 
 @pytest.mark.usefixtures("x64")

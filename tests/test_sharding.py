@@ -100,7 +100,7 @@ def run(f, *operands):
 
 
 @every("layernorm", "layer_norm", "gelu", "norm")
-@pytest.mark.parametrize("spec", BATCH, ids=str)
+@pytest.mark.parametrize("spec", battery.thinned(BATCH), ids=str)
 def test_batch_sharded(case, spec):
     """The one collective is the all-reduce of sums over rows."""
     operands = case.put(mesh_of(AxisType.Auto), spec)
@@ -129,7 +129,7 @@ def test_elementwise_needs_no_collective(case):
 
 
 @every("layernorm", "layer_norm", "gelu", "norm")
-@pytest.mark.parametrize("spec", FEATURE, ids=str)
+@pytest.mark.parametrize("spec", battery.thinned(FEATURE), ids=str)
 def test_feature_sharded(case, spec):
     operands = case.put(mesh_of(AxisType.Auto), spec, P("m"))
     battery.assert_same(jax.jit(case.f)(*operands), case.values)
@@ -204,7 +204,9 @@ def test_partial_sums(installed_double, rng):
 
 
 @every()
-@pytest.mark.parametrize("spec", [P("d"), P("d", "m"), P("d", None, "m")], ids=str)
+@pytest.mark.parametrize(
+    "spec", battery.thinned([P("d", "m"), P("d"), P("d", None, "m")], 3), ids=str
+)
 def test_explicit_mesh(case, spec):
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
@@ -265,7 +267,7 @@ def test_gspmd(case, gspmd):
 @every(
     "layernorm", "layer_norm", "gelu", "sum", "golden_gelu"
 )  # the norm of a shard is no shard of the norm
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_shard_map(case, check_vma):
     """Differentiated from outside."""
     mesh = mesh_of(AxisType.Auto)
@@ -279,7 +281,7 @@ def test_shard_map(case, check_vma):
 
 
 @every("layernorm", "layer_norm", "gelu")
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_grad_inside_shard_map(case, check_vma):
     def shard(*operands):
         slopes = case.gradients(*operands)

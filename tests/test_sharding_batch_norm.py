@@ -65,8 +65,12 @@ def case(request, implementation, rng):
 
 
 layouts = pytest.mark.parametrize("case", SHAPES, indirect=True)
-batch_sharded = pytest.mark.parametrize(("case", "spec"), BATCH, indirect=["case"], ids=str)
-feature_sharded = pytest.mark.parametrize(("case", "spec"), FEATURES, indirect=["case"], ids=str)
+batch_sharded = pytest.mark.parametrize(
+    ("case", "spec"), battery.thinned(BATCH), indirect=["case"], ids=str
+)
+feature_sharded = pytest.mark.parametrize(
+    ("case", "spec"), battery.thinned(FEATURES), indirect=["case"], ids=str
+)
 
 
 # --- NamedSharding under jit ----------------------------------------------------------------------
@@ -198,7 +202,9 @@ def test_gspmd(case, spec, implementation, gspmd):
 # --- explicit axes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "spec"), [*BATCH, *FEATURES[::2]], indirect=["case"], ids=str)
+@pytest.mark.parametrize(
+    ("case", "spec"), battery.thinned([*BATCH, *FEATURES[::2]], 4), indirect=["case"], ids=str
+)
 def test_explicit_mesh(case, spec):
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
@@ -217,7 +223,7 @@ def test_explicit_mesh(case, spec):
 # --- shard_map ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 @layouts
 def test_shard_map_without_an_axis_name(case, check_vma):
     """Each device has the statistics of its own part, in no need of others."""

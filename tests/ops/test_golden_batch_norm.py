@@ -164,11 +164,13 @@ OPERATIONS = [
 
 
 class TestTransformations(battery.Transformations):
-    operations = (*OPERATIONS[2:4], OPERATIONS[5])
+    operations = OPERATIONS[2:3]
+    variants = OPERATIONS[3:6:2]
 
 
 class TestTypes(battery.Types):
-    operations = (OPERATIONS[1], OPERATIONS[6])
+    operations = OPERATIONS[1:2]
+    variants = OPERATIONS[6:]
 
 
 class TestBadInput(battery.BadInput):

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import battery
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def test_accuracy_with_another_output_type(dtype, out, implementation, rng):
 
 
 @pytest.mark.parametrize("names", [(), ("scale",), ("bias",)], ids=lambda n: "-".join(n) or "none")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", battery.thinned(["bfloat16", "float32"]))
 @layouts
 def test_accuracy_without_some_parameters(shape, axis, names, dtype, implementation, rng):
     parameters = draw_parameters(rng, shape, axis, dtype, names)
@@ -168,7 +169,7 @@ def test_output_statistics(shape, axis, dtype, rng):
 
 
 @pytest.mark.parametrize("mask", [(8, 3, 2, 4), (8, 1, 1, 1), (3, 1, 4), (8, 1, 2, 1), ()], ids=str)
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES))
 def test_where(mask, dtype, implementation, rng):
     shape = (8, 3, 2, 4)
     where = rng.random(mask) < 0.6

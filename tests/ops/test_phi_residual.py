@@ -65,11 +65,13 @@ OPERATIONS = [
 
 
 class TestTransformations(battery.Transformations):
-    operations = OPERATIONS
+    operations = OPERATIONS[:2]
+    variants = OPERATIONS[2:]
 
 
 class TestTypes(battery.Types):
-    operations = OPERATIONS
+    operations = OPERATIONS[2:]
+    variants = OPERATIONS[:2]
 
 
 class TestBadInput(battery.BadInput):
