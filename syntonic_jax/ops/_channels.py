@@ -23,9 +23,17 @@ Block = tuple[int, int]
 # ------------------------------------------------------------------------------- operations
 
 
-def apply(x, mean, low, slope, bias, dtype, block: Block) -> Any:
-    """slope · (x − mean − low) + bias, rounded once. bias may be None."""
-    y = _centred(x, mean, low, 0, block) * _spread(slope, x, 0, block)
+def apply(x, mean, low, rstd, scale, bias, scale_factor, dtype, block: Block) -> Any:
+    """scale · scale_factor · rstd · (x − mean − low) + bias, rounded once; scale, bias or None.
+
+    The factors are multiplied element by element: for their product along the channels XLA would
+    launch a kernel of its own.
+    """
+    y = _centred(x, mean, low, 0, block) * _spread(rstd, x, 0, block)
+    if scale_factor != 1:
+        y = y * scale_factor
+    if scale is not None:
+        y = y * _spread(scale, x, 0, block)
     if bias is not None:
         y = y + _spread(bias, x, 0, block)
     return y.astype(dtype)

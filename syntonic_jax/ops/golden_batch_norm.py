@@ -278,8 +278,7 @@ def _moments(x, where, layout: Layout, options: _Options):
 def _batch_norm(x, scale, bias, where, layout: Layout, options: _Options):
     """y, mean, what rounding took from the mean, and var."""
     mean, low, var, rstd = _moments(x, where, layout, options)
-    slope = _slope(rstd, scale, options)
-    return apply(x, mean, low, slope, bias, layout.dtype, layout.block), mean, low, var
+    return _applied(x, mean, low, rstd, scale, bias, layout, options), mean, low, var
 
 
 @functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
@@ -308,8 +307,8 @@ def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _normalise(x, mean, var, scale, bias, layout: Layout, options: _Options):
-    slope = _slope(lax.rsqrt(var + options.epsilon), scale, options)
-    return apply(x, mean, jnp.zeros_like(mean), slope, bias, layout.dtype, layout.block)
+    rstd = lax.rsqrt(var + options.epsilon)
+    return _applied(x, mean, jnp.zeros_like(mean), rstd, scale, bias, layout, options)
 
 
 @functools.partial(_normalise.defjvp, symbolic_zeros=True)
@@ -348,6 +347,10 @@ def _tangent(x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, dtype
 def _present(tangent):
     """The tangent, or None where it is symbolically zero or there is no operand."""
     return None if isinstance(tangent, jax.custom_derivatives.SymbolicZero) else tangent
+
+
+def _applied(x, mean, low, rstd, scale, bias, layout: Layout, options: _Options):
+    return apply(x, mean, low, rstd, scale, bias, options.scale_factor, layout.dtype, layout.block)
 
 
 def _slope(rstd, scale, options: _Options):
