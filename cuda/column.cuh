@@ -92,4 +92,20 @@ Status fold(Stream stream, const A* sums, int64_t partials, int64_t members, int
                 columns, target);
 }
 
+// Launches `sum` on workers, and folds what they leave in the scratch memory where more than one
+// shares a partial. sum(sums, stride) launches one kernel in which every unit of work stores its
+// sums of columns, those of units being `stride` apart.
+template <class A, class F>
+Status gather_columns(Stream stream, const Workers& workers, int64_t width,
+                      const FoldTargets<A>& target, void* scratch, F&& sum) {
+  const int64_t columns = width * ((target.first != nullptr) + (target.second != nullptr));
+  if (workers.members == 1 || columns == 0) return sum(target, width);
+  A* first = static_cast<A*>(scratch);
+  const FoldTargets<A> parts = {target.first ? first : nullptr,
+                                target.second ? first + (target.first ? width : 0) : nullptr};
+  const Status status = sum(parts, columns);
+  if (status != kSuccess) return status;
+  return fold(stream, first, workers.partials, workers.members, width, target);
+}
+
 }  // namespace syntonic

@@ -252,26 +252,20 @@ bool vector_access(const PhiResidualLayernormCotangent& call) {
                      call.d_scale, call.d_bias, call.scratch);
 }
 
-// Launches `sum` on the workers that the scratch memory has room for, and folds what they leave.
 // sum(workers, sums) launches one kernel in which every unit of work stores its column sums.
 template <class T, class F>
 Status gather(Stream stream, const PhiResidualLayernormCotangent& call, int teams, int64_t resident,
               F&& sum) {
   using A = Acc<T>;
-  A* d_scale = static_cast<A*>(call.d_scale);
-  A* d_bias = static_cast<A*>(call.d_bias);
-  const int64_t width = call.rows.width;
-  const int64_t columns = width * ((d_scale != nullptr) + (d_bias != nullptr));
+  const FoldTargets<A> target = {static_cast<A*>(call.d_scale), static_cast<A*>(call.d_bias)};
+  const int64_t columns =
+      call.rows.width * ((target.first != nullptr) + (target.second != nullptr));
   const Workers workers = plan_workers(call.partials, call.rows.total() / call.partials, teams,
                                        resident, columns, call.scratch_size);
-  if (workers.members == 1 || columns == 0) return sum(workers, Sums<A>{d_scale, d_bias, width});
-  A* scratch = static_cast<A*>(call.scratch);
-  const Sums<A> sums = {d_scale ? scratch : nullptr,
-                        d_bias ? scratch + (d_scale ? width : 0) : nullptr, columns};
-  const Status status = sum(workers, sums);
-  if (status != kSuccess) return status;
-  return fold(stream, scratch, workers.partials, workers.members, width,
-              FoldTargets<A>{d_scale, d_bias});
+  return gather_columns(stream, workers, call.rows.width, target, call.scratch,
+                        [&](const FoldTargets<A>& sums, int64_t stride) {
+                          return sum(workers, Sums<A>{sums.first, sums.second, stride});
+                        });
 }
 
 template <class T>

@@ -16,6 +16,14 @@ __device__ inline double quotient(double a, double b) { return a / b; }
 // commute to the last bit ----
 
 template <class A>
+struct Sum {
+  static constexpr bool kCommutes = true;
+  A value = 0;
+
+  __device__ static Sum merge(const Sum& a, const Sum& b) { return {a.value + b.value}; }
+};
+
+template <class A>
 struct SumPair {
   static constexpr bool kCommutes = true;
   A first = 0;

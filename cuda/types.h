@@ -52,6 +52,19 @@ struct Channels {
   constexpr int64_t elements() const { return results() * outer * inner; }
 };
 
+// groups x outer x width x inner elements, contiguous: a softmax runs along `width`, each of its
+// rows being the elements of one outer and one inner place. Parameters have `width` elements per
+// group.
+struct Planes {
+  int64_t groups;
+  int64_t outer;  // in a group
+  int64_t width;
+  int64_t inner;
+
+  constexpr int64_t rows() const { return groups * outer * inner; }
+  constexpr int64_t elements() const { return rows() * width; }
+};
+
 // A function applied to the residual sum. The numbers are the `activation` attribute of the calls.
 enum class Activation : int32_t { none, relu, gelu, golden_gelu };
 
