@@ -25,9 +25,9 @@ Block = tuple[int, int]
 
 def apply(x, mean, low, slope, bias, dtype, block: Block) -> Any:
     """slope · (x − mean − low) + bias, rounded once. bias may be None."""
-    y = _centred(x, mean, low, 0, block) * _spread(slope, x, 0, block)
+    y = _centred(x, mean, low, 0, block) * spread(slope, x, 0, block)
     if bias is not None:
-        y = y + _spread(bias, x, 0, block)
+        y = y + spread(bias, x, 0, block)
     return y.astype(dtype)
 
 
@@ -105,7 +105,7 @@ def _count(x: Any, groups: int, block: Block) -> Any:
     return math.prod(x.shape[axis] for axis in _reduced(x, groups, block))
 
 
-def _spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
+def spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
     """Numbers of channels in a shape that broadcasts against x."""
     features, trailing = block
     outer = x.ndim - groups - features - trailing
@@ -114,7 +114,7 @@ def _spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
 
 
 def _centred(x, mean, low, groups: int, block: Block) -> Any:
-    return (widen(x) - _spread(mean, x, groups, block)) - _spread(low, x, groups, block)
+    return (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
 
 
 def statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
@@ -133,17 +133,17 @@ def _moments_reference(x, *where, has_where, epsilon, block, groups):
     wide = widen(x)
     if not where:
         mean = settled(wide.mean(axes))
-        deviation = wide - _spread(mean, x, groups, block)
+        deviation = wide - spread(mean, x, groups, block)
         # The mean of the deviations takes out what rounding left in the first mean.
         offset = deviation.mean(axes)
-        deviation = deviation - _spread(offset, x, groups, block)
+        deviation = deviation - spread(offset, x, groups, block)
         return statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
     (mask,) = where
     count = mask.sum(axes, dtype=wide.dtype)
     mean = settled(jnp.where(mask, wide, 0).sum(axes) / count)
-    deviation = jnp.where(mask, wide - _spread(mean, x, groups, block), 0)
+    deviation = jnp.where(mask, wide - spread(mean, x, groups, block), 0)
     offset = deviation.sum(axes) / count
-    deviation = jnp.where(mask, deviation - _spread(offset, x, groups, block), 0)
+    deviation = jnp.where(mask, deviation - spread(offset, x, groups, block), 0)
     var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
     return *statistics(mean, offset, var, epsilon), count
 
@@ -168,12 +168,12 @@ def _tangent_reference(
     values = iter(given)
     out = jnp.zeros_like(widen(x))
     if inputs[0]:
-        out = out + _spread(slope[0], x, groups, block) * next(values)
+        out = out + spread(slope[0], x, groups, block) * next(values)
     if inputs[1]:
-        out = out + _spread(next(values), x, groups, block)
+        out = out + spread(next(values), x, groups, block)
     if inputs[2]:
         centred = _unmasked(_centred(x, mean, low, groups, block), mask)
-        out = out + _spread(next(values), x, groups, block) * centred
+        out = out + spread(next(values), x, groups, block) * centred
     return (_unmasked(out, mask).astype(dtype),)
 
 
@@ -186,7 +186,7 @@ def _cotangent_reference(
     axes = _reduced(x, groups, block)
     results = []
     if inputs[0]:
-        results.append(_spread(slope[0], x, groups, block) * ct)
+        results.append(spread(slope[0], x, groups, block) * ct)
     if inputs[1]:
         results.append(ct.sum(axes))
     if inputs[2]:
