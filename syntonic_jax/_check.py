@@ -116,13 +116,14 @@ def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax
     return value.astype(jnp.int32)
 
 
-def scalar(function: str, **arguments: Any) -> None:
-    """Raises TypeError or ValueError unless every argument is a number or an array of no axes."""
-    for name, x in arguments.items():
-        if not _is_number(x):
-            floating(function, **{name: x})
-        if jnp.shape(x) != ():
-            raise ValueError(f"{function}: {name} must be a scalar, got shape {jnp.shape(x)}")
+def scalar(function: str, name: str, value: Any) -> Any:
+    """A number as a float, or an array without axes; TypeError or ValueError for anything else."""
+    if _is_number(value):
+        return float(value)
+    floating(function, **{name: value})
+    if jnp.shape(value) != ():
+        raise ValueError(f"{function}: {name} must be a scalar, got shape {jnp.shape(value)}")
+    return value
 
 
 def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:

@@ -85,13 +85,12 @@ class Form(NamedTuple):
 def prepare(
     function: str, x: Any, mode_norms, syntony, scale, axis, where, *, of: str = "x"
 ) -> tuple[Logits, Form]:
-    """The logits of arguments that are checked here; `of` is what the function calls x."""
+    """The logits of arguments, which are checked here, but for scale; `of` is the name of x."""
     _check.floating(function, **{of: x})
     x = jnp.asarray(x)
     if x.ndim == 0:
         raise ValueError(f"{function}: {of} must have at least one axis, got a scalar")
     axis = _check.axis(function, axis, x.ndim)
-    _check.scalar(function, scale=scale)
     if mode_norms is not None and syntony is not None:
         raise ValueError(
             f"{function}: mode_norms and syntony must not both be given: each fixes the weights"

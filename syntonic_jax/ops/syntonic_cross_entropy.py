@@ -81,7 +81,7 @@ def syntonic_cross_entropy(
     """
     name = "syntonic_cross_entropy"
     _dispatch.check_implementation(name, implementation)
-    axis = _check.integer_axis(name, axis)
+    axis, scale = _check.integer_axis(name, axis), _check.scalar(name, "scale", scale)
     return _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, implementation)
 
 

@@ -86,7 +86,7 @@ def syntonic_softmax(
     """
     name = "syntonic_softmax"
     _dispatch.check_implementation(name, implementation)
-    axis = _check.integer_axis(name, axis)
+    axis, scale = _check.integer_axis(name, axis), _check.scalar(name, "scale", scale)
     return _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
 
 
@@ -135,7 +135,7 @@ def syntonic_log_softmax(
     """
     name = "syntonic_log_softmax"
     _dispatch.check_implementation(name, implementation)
-    axis = _check.integer_axis(name, axis)
+    axis, scale = _check.integer_axis(name, axis), _check.scalar(name, "scale", scale)
     return _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
 
 
