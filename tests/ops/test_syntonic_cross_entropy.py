@@ -63,15 +63,17 @@ def drawn(rng, shape, axis, dtype, mode="identity", **options):
     return draw(rng, shape, axis, dtype, mode, **options), labels, ct
 
 
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), [((5, 33), -1), ((4, 6, 5), 1), ((9,), 0)], ids=str)
-def test_accuracy(shape, axis, dtype, implementation, rng):
-    for mode in MODES:
-        given, labels, ct = drawn(rng, shape, axis, dtype, mode)
-        check(implementation, NAME, given, ct, axis=axis, labels=labels)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES))
+@pytest.mark.parametrize(
+    ("shape", "axis"), battery.thinned([((5, 33), -1), ((9,), 0), ((4, 6, 5), 1)]), ids=str
+)
+@pytest.mark.parametrize("mode", battery.thinned(list(MODES)[::-1]))
+def test_accuracy(mode, shape, axis, dtype, implementation, rng):
+    given, labels, ct = drawn(rng, shape, axis, dtype, mode)
+    check(implementation, NAME, given, ct, axis=axis, labels=labels)
 
 
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES, 3))
 @pytest.mark.parametrize("mode", battery.thinned(list(MODES)))
 def test_accuracy_with_a_mask(mode, dtype, implementation, rng):
     """And with masked labels, labels that are no class, and rows without any."""
@@ -90,7 +92,7 @@ def test_accuracy_at_size(shape, implementation, rng):
     check(implementation, NAME, given, ct, labels=labels)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", battery.thinned(list(MODES)))
 def test_large_logits(mode, implementation, rng):
     for offset, spread in ((0.0, 1e4), (1e6, 1.0)):
         given, labels, ct = drawn(rng, (4, 7), -1, "float32", mode, offset=offset, spread=spread)
@@ -125,7 +127,7 @@ def test_identity_mode_is_that_of_optax(classes, implementation, rng):
     np.testing.assert_allclose(slope, expected_slope, rtol=error, atol=4 * oracles.unit("float32"))
 
 
-@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("axis", battery.thinned([-1, 0]))
 def test_derivatives_are_those_of_optax(axis, implementation, rng):
     """To second order, in float64."""
     x = jnp.asarray(rng.normal(size=(4, 4)))
@@ -136,7 +138,7 @@ def test_derivatives_are_those_of_optax(axis, implementation, rng):
         def loss(x):
             return jnp.sum(jnp.sin(f(x, labels, axis=axis)))
 
-        return jax.value_and_grad(loss)(x), jax.hessian(loss)(x)
+        return jax.jit(lambda x: (jax.value_and_grad(loss)(x), jax.hessian(loss)(x)))(x)
 
     battery.assert_same(
         derivatives(ours), derivatives(optax.softmax_cross_entropy_with_integer_labels)
@@ -260,7 +262,7 @@ def test_labels_have_float0_tangents(implementation, rng):
 # --- special values -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES, 3))
 def test_rows_that_are_not_finite_stay_alone(dtype, implementation, rng):
     x = jnp.asarray(rng.normal(size=(5, 4)), dtype)
     x = x.at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf).at[3].set(-jnp.inf)
@@ -284,7 +286,7 @@ def test_a_logit_of_minus_infinity_is_as_in_optax(implementation, rng):
     battery.assert_same(got[1](jnp.ones(2)), expected[1](jnp.ones(2)))
 
 
-@pytest.mark.parametrize("mode", ["learned", "provided", "shared"])
+@pytest.mark.parametrize("mode", battery.thinned(["provided", "learned", "shared"], 3))
 def test_nan_under_the_mask_does_not_leak(mode, implementation, rng):
     where = jnp.asarray(rng.random((4, 5)) < 0.6).at[1].set(False).at[:, 2].set(False)
     where = where.at[0, 1].set(True)

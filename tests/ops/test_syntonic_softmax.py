@@ -24,17 +24,13 @@ BOTH = {SOFTMAX: syntonic_softmax, LOG: syntonic_log_softmax}
 JAX = {SOFTMAX: jax.nn.softmax, LOG: jax.nn.log_softmax}
 names = pytest.mark.parametrize("name", BOTH)
 
-OPERATIONS = [
-    operation(SOFTMAX, "learned"),
-    operation(LOG, "provided", masked=True, axis=0, lead=(2, 2)),
-]
-
 
 class TestTransformations(battery.Transformations):
-    operations = OPERATIONS
+    operations = (operation(SOFTMAX, "provided", masked=True, axis=0, lead=(2, 2)),)
     variants = (
-        operation(SOFTMAX, "provided", masked=True, axis=1, lead=(2, 2)),
-        operation(SOFTMAX, "shared", axis=0),
+        operation(SOFTMAX, "learned"),
+        operation(SOFTMAX, "shared", axis=1),
+        operation(LOG, "provided", masked=True, axis=1, lead=(2, 2)),
         operation(LOG, "learned", lead=(2, 2)),
         operation(LOG, "identity", masked=True),
     )
@@ -58,22 +54,21 @@ def test_third_derivative(name, rng):
 
 # --- accuracy -------------------------------------------------------------------------------------
 
-SHAPES = [((5, 33), -1), ((4, 6, 5), 1), ((7, 3, 2), 0), ((3, 4, 2, 5), -2), ((9,), 0)]
-shapes = pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+SHAPES = [((5, 33), -1), ((7, 3, 2), 0), ((4, 6, 5), 1), ((9,), 0), ((3, 4, 2, 5), -2)]
 
 
 @names
-@shapes
-@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES[::-1], 3))
-def test_accuracy(name, shape, axis, dtype, implementation, rng):
-    for mode in MODES:
-        given = draw(rng, shape, axis, dtype, mode)
-        ct = jnp.asarray(rng.normal(size=shape), dtype)
-        check(implementation, name, given, ct, axis=axis)
+@pytest.mark.parametrize(("shape", "axis"), battery.thinned(SHAPES), ids=str)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES[1:], 2))
+@pytest.mark.parametrize("mode", battery.thinned(list(MODES)[::-1]))
+def test_accuracy(name, mode, shape, axis, dtype, implementation, rng):
+    given = draw(rng, shape, axis, dtype, mode)
+    ct = jnp.asarray(rng.normal(size=shape), dtype)
+    check(implementation, name, given, ct, axis=axis)
 
 
 @names
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES, 3))
 @pytest.mark.parametrize("mode", battery.thinned(list(MODES), 2))
 def test_accuracy_with_a_mask(name, mode, dtype, implementation, rng):
     """Of any shape that broadcasts, with rows that are masked wholly."""
@@ -87,7 +82,9 @@ def test_accuracy_with_a_mask(name, mode, dtype, implementation, rng):
 
 
 @names
-@pytest.mark.parametrize(("dtype", "out"), [*itertools.permutations(oracles.DTYPES, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "out"), battery.thinned(itertools.permutations(oracles.DTYPES, 2), 4)
+)
 def test_accuracy_with_another_output_type(name, dtype, out, implementation, rng):
     given = draw(rng, (3, 16), -1, dtype, "learned")
     check(implementation, name, given, jnp.asarray(rng.normal(size=(3, 16)), out), dtype=out)
@@ -101,7 +98,7 @@ def test_accuracy_at_size(name, shape, implementation, rng):
 
 
 @names
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", battery.thinned(list(MODES)))
 def test_large_logits(name, mode, implementation, rng):
     """±1e4, and an offset of 1e6 in common, which takes no digits from what is left of x."""
     for offset, spread in ((0.0, 1e4), (1e6, 1.0)):
@@ -180,7 +177,7 @@ def test_weights_are_shifts_of_the_logits(name, implementation, rng):
     learned = both_and_derivatives(functools.partial(f, mode_norms=norms))
     shifted = both_and_derivatives(lambda x: jax_f(x - 0.7 / PHI * norms[:, None]))
     battery.assert_same(learned(x), shifted(x))
-    for syntony in (weights, weights[0], weights[:1, :, :1], weights[0, 0, 0]):
+    for syntony in (weights, weights[0, 0, 0]):
         provided = both_and_derivatives(functools.partial(f, syntony=syntony))
         shifted = both_and_derivatives(lambda x, w=syntony: jax_f(x + 0.7 * jnp.log(w)))
         battery.assert_same(provided(x), shifted(x))
@@ -222,7 +219,7 @@ def loss_of(f, where=None):
 
 
 @names
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("dtype", battery.thinned(oracles.DTYPES, 3))
 def test_rows_that_are_not_finite_stay_alone(name, dtype, implementation, rng):
     x = jnp.asarray(rng.normal(size=(5, 4)), dtype)
     x = x.at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf).at[3].set(-jnp.inf)
@@ -243,7 +240,7 @@ def test_one_infinite_logit(name, implementation, rng):
 
 
 @names
-@pytest.mark.parametrize("mode", ["learned", "provided", "shared"])
+@pytest.mark.parametrize("mode", battery.thinned(["provided", "learned", "shared"], 3))
 def test_nan_under_the_mask_does_not_leak(name, mode, implementation, rng):
     """In no value and no derivative up to the second, in either mode of both, fully masked or not.
 
@@ -335,8 +332,10 @@ def test_parameter_types(name, dtype, implementation, rng):
         def call(value, scale, key=key):
             return f(x, **{key: value}, scale=scale)
 
-        assert call(value, scale).dtype == jnp.bfloat16
-        slopes = jax.grad(lambda v, s, c=call: jnp.sum(jnp.sin(c(v, s))), (0, 1))(value, scale)
+        assert jax.eval_shape(call, value, scale).dtype == jnp.bfloat16
+        slopes = jax.eval_shape(
+            jax.grad(lambda *v, c=call: jnp.sum(jnp.sin(c(*v))), (0, 1)), value, scale
+        )
         assert [s.dtype for s in slopes] == [dtype, dtype]
 
 
