@@ -13,6 +13,8 @@ from .ops.golden_layer_norm import golden_layer_norm
 from .ops.phi_residual import phi_residual, phi_residual_gelu, phi_residual_relu
 from .ops.phi_residual_layernorm import phi_residual_layernorm
 from .ops.residual_component_norm import residual_component_norm
+from .ops.syntonic_cross_entropy import syntonic_cross_entropy
+from .ops.syntonic_softmax import syntonic_log_softmax, syntonic_softmax
 
 __all__ = [
     "PHI",
@@ -29,5 +31,8 @@ __all__ = [
     "phi_residual_layernorm",
     "phi_residual_relu",
     "residual_component_norm",
+    "syntonic_cross_entropy",
+    "syntonic_log_softmax",
+    "syntonic_softmax",
 ]
 __version__ = "0.1.0"

@@ -51,21 +51,79 @@ def parameter(function: str, shape: Sequence[int], **arrays: Any) -> None:
 def axes(function: str, value: Any, ndim: int) -> tuple[int, ...]:
     """Axis numbers of an array of `ndim` axes, from one or several, in increasing order."""
     entries = tuple(value) if isinstance(value, Sequence) else (value,)
-    found = []
-    for axis in entries:
-        if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
-            raise TypeError(
-                f"{function}: axis must be an integer or a sequence of them, got {value!r}"
-            )
-        if not -ndim <= axis < ndim:
-            raise ValueError(
-                f"{function}: axis must lie between {-ndim} and {ndim - 1} for an array of "
-                f"{ndim} axes, got {value!r}"
-            )
-        found.append(int(axis) % ndim)
+    if not all(map(_is_integer, entries)):
+        raise TypeError(f"{function}: axis must be an integer or a sequence of them, got {value!r}")
+    found = [axis(function, entry, ndim, value) for entry in entries]
     if len(set(found)) != len(found):
         raise ValueError(f"{function}: axis must not name an axis twice, got {value!r}")
     return tuple(sorted(found))
+
+
+def integer_axis(function: str, value: Any) -> int:
+    """One axis, which is to be static; TypeError unless it is an integer."""
+    if not _is_integer(value):
+        raise TypeError(f"{function}: axis must be an integer, got {value!r}")
+    return int(value)
+
+
+def axis(function: str, entry: int, ndim: int, value: Any = None) -> int:
+    """The number of one axis of an array of `ndim` axes; `value` is what a message cites."""
+    if not -ndim <= entry < ndim:
+        raise ValueError(
+            f"{function}: axis must lie between {-ndim} and {ndim - 1} for an array of "
+            f"{ndim} axes, got {entry if value is None else value!r}"
+        )
+    return int(entry) % ndim
+
+
+def broadcasts(function: str, shape: Sequence[Any], of: str, **arrays: Any) -> None:
+    """Raises ValueError unless every argument broadcasts to `shape`, that of the argument `of`."""
+    for name, x in arrays.items():
+        try:
+            fits = jnp.broadcast_shapes(jnp.shape(x), shape) == tuple(shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{function}: {name} must broadcast to the shape {tuple(shape)} of {of}, "
+                f"got {jnp.shape(x)}"
+            )
+
+
+def mask(function: str, where: Any, shape: Sequence[Any], of: str = "x") -> jax.Array:
+    """`where` as a boolean array of `shape`; TypeError or ValueError if it does not fit."""
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{function}: where must be boolean, got {where.dtype}")
+    broadcasts(function, shape, of, where=where)
+    return jnp.broadcast_to(where, shape)
+
+
+def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax.Array:
+    """Integer labels of `shape` as int32, with −1 for what is none of the classes."""
+    if not isinstance(value, _ARRAY_LIKE) and not hasattr(value, "__jax_array__"):
+        raise TypeError(f"{function}: labels must be an array, got {type(value).__name__}")
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{function}: labels must be integers, got {value.dtype}")
+    if value.shape != tuple(shape):
+        raise ValueError(
+            f"{function}: labels must have the shape {tuple(shape)} of the logits without the axis "
+            f"of the classes, got {value.shape}"
+        )
+    if value.dtype.itemsize > 4:  # what int32 cannot hold must not become a class
+        value = jnp.where((value >= 0) & (value < classes), value, -1)
+    return value.astype(jnp.int32)
+
+
+def scalar(function: str, name: str, value: Any) -> Any:
+    """A number as a float, or an array without axes; TypeError or ValueError for anything else."""
+    if _is_number(value):
+        return float(value)
+    floating(function, **{name: value})
+    if jnp.shape(value) != ():
+        raise ValueError(f"{function}: {name} must be a scalar, got shape {jnp.shape(value)}")
+    return value
 
 
 def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
@@ -111,6 +169,10 @@ def scale_factor(function: str, target_variance: Any) -> float:
             f"number, got {target_variance!r}"
         )
     return math.sqrt(number)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -39,7 +39,9 @@ class Operation:
     name: str  # of the public function, which its messages must name
     call: Callable[..., Any]  # (*operands, implementation=..., dtype=...) -> array or tuple
     reference: Callable[..., Any]  # (*operands) -> the same in plain jnp
-    kinds: tuple[str, ...]  # of each operand: "rows" [*lead, width] or "par" [width]
+    # Of each operand: "rows" [*lead, width], "par" [width], "weights" [*lead, width] that are a
+    # parameter, or "scalar" [].
+    kinds: tuple[str, ...]
     nan_arises_in: str  # the primitive that jax_debug_nans names
     linear: bool = False  # in all operands together
     takes_dtype: bool = True
@@ -51,7 +53,8 @@ class Operation:
     adjust: Callable[..., Sequence[jax.Array]] = lambda *operands: operands
 
     def operands(self, rng, dtype="float64", lead=None, width=4) -> list[jax.Array]:
-        shapes = {"rows": (*(self.lead if lead is None else lead), width), "par": (width,)}
+        rows = (*(self.lead if lead is None else lead), width)
+        shapes = {"rows": rows, "weights": rows, "par": (width,), "scalar": ()}
         values = [jnp.asarray(rng.normal(size=shapes[kind]), dtype) for kind in self.kinds]
         return list(self.adjust(*values))
 

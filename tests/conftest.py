@@ -15,7 +15,9 @@ SEED = int(os.environ.setdefault("SYNTONIC_TEST_SEED", str(random.SystemRandom()
 
 import pytest  # noqa: E402
 
-pytest.register_assert_rewrite("batch_norm_check", "battery", "oracles", "oracles_norm")
+pytest.register_assert_rewrite(
+    "batch_norm_check", "battery", "oracles", "oracles_norm", "softmax_cases"
+)
 
 
 def pytest_report_header(config):

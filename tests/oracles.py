@@ -100,7 +100,7 @@ def assert_close(actual, estimate: Estimate, what: str = "", flush: bool = False
     nonfinite = ~np.isfinite(value)
     np.testing.assert_array_equal(actual[nonfinite], value[nonfinite], err_msg=what)
     allowed = (ulp(np.abs(value) + slack, dtype) / 2 + slack)[~nonfinite]
-    error = np.abs(actual - value)[~nonfinite]
+    error = np.abs(actual[~nonfinite] - value[~nonfinite])
     with np.errstate(invalid="ignore", divide="ignore"):  # nothing is allowed where 0 is exact
         excess = np.where(error <= allowed, 0.0, error / allowed)
         excess = np.where(np.isnan(error), np.inf, excess)

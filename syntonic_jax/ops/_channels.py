@@ -29,13 +29,13 @@ def apply(x, mean, low, rstd, scale, bias, scale_factor, dtype, block: Block) ->
     The factors are multiplied element by element: for their product along the channels XLA would
     launch a kernel of its own.
     """
-    y = _centred(x, mean, low, 0, block) * _spread(rstd, x, 0, block)
+    y = _centred(x, mean, low, 0, block) * spread(rstd, x, 0, block)
     if scale_factor != 1:
         y = y * scale_factor
     if scale is not None:
-        y = y * _spread(scale, x, 0, block)
+        y = y * spread(scale, x, 0, block)
     if bias is not None:
-        y = y + _spread(bias, x, 0, block)
+        y = y + spread(bias, x, 0, block)
     return y.astype(dtype)
 
 
@@ -113,7 +113,7 @@ def _count(x: Any, groups: int, block: Block) -> Any:
     return math.prod(x.shape[axis] for axis in _reduced(x, groups, block))
 
 
-def _spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
+def spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
     """Numbers of channels in a shape that broadcasts against x."""
     features, trailing = block
     outer = x.ndim - groups - features - trailing
@@ -122,7 +122,7 @@ def _spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
 
 
 def _centred(x, mean, low, groups: int, block: Block) -> Any:
-    return (widen(x) - _spread(mean, x, groups, block)) - _spread(low, x, groups, block)
+    return (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
 
 
 def statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
@@ -141,17 +141,17 @@ def _moments_reference(x, *where, has_where, epsilon, block, groups):
     wide = widen(x)
     if not where:
         mean = settled(wide.mean(axes))
-        deviation = wide - _spread(mean, x, groups, block)
+        deviation = wide - spread(mean, x, groups, block)
         # The mean of the deviations takes out what rounding left in the first mean.
         offset = deviation.mean(axes)
-        deviation = deviation - _spread(offset, x, groups, block)
+        deviation = deviation - spread(offset, x, groups, block)
         return statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
     (mask,) = where
     count = mask.sum(axes, dtype=wide.dtype)
     mean = settled(jnp.where(mask, wide, 0).sum(axes) / count)
-    deviation = jnp.where(mask, wide - _spread(mean, x, groups, block), 0)
+    deviation = jnp.where(mask, wide - spread(mean, x, groups, block), 0)
     offset = deviation.sum(axes) / count
-    deviation = jnp.where(mask, deviation - _spread(offset, x, groups, block), 0)
+    deviation = jnp.where(mask, deviation - spread(offset, x, groups, block), 0)
     var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
     return *statistics(mean, offset, var, epsilon), count
 
@@ -176,12 +176,12 @@ def _tangent_reference(
     values = iter(given)
     out = jnp.zeros_like(widen(x))
     if inputs[0]:
-        out = out + _spread(slope[0], x, groups, block) * next(values)
+        out = out + spread(slope[0], x, groups, block) * next(values)
     if inputs[1]:
-        out = out + _spread(next(values), x, groups, block)
+        out = out + spread(next(values), x, groups, block)
     if inputs[2]:
         centred = _unmasked(_centred(x, mean, low, groups, block), mask)
-        out = out + _spread(next(values), x, groups, block) * centred
+        out = out + spread(next(values), x, groups, block) * centred
     return (_unmasked(out, mask).astype(dtype),)
 
 
@@ -194,7 +194,7 @@ def _cotangent_reference(
     axes = _reduced(x, groups, block)
     results = []
     if inputs[0]:
-        results.append(_spread(slope[0], x, groups, block) * ct)
+        results.append(spread(slope[0], x, groups, block) * ct)
     if inputs[1]:
         results.append(ct.sum(axes))
     if inputs[2]:

@@ -63,15 +63,4 @@ def layout_of(name: str, axis, dtype, x, **parameters) -> tuple[Layout, Any, lis
 
 def mask_of(name: str, where, layout: Layout) -> Any:
     """`where` as a boolean array in the layout; TypeError or ValueError if it does not fit."""
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"{name}: where must be boolean, got {where.dtype}")
-    try:
-        fits = jnp.broadcast_shapes(where.shape, layout.shape) == tuple(layout.shape)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name}: where must broadcast to the shape {layout.shape} of x, got {where.shape}"
-        )
-    return layout.arrange(jnp.broadcast_to(where, layout.shape))
+    return layout.arrange(_check.mask(name, where, layout.shape))

@@ -1,0 +1,295 @@
+"""What the softmax operations share: their arguments, logits, and probabilities, in jnp.
+
+Rows are [*G, *R, width, *T], G being the group dimensions (_rows.py) and T the axes behind the one
+that the softmax runs along, as many as `Form.trailing` says: nothing is transposed. Numbers of a
+row are [*G, *R, *T] and parameters [*G, width], both in the accumulation type.
+
+A row's normaliser is kept in two numbers: its largest logit, and the logarithm of the total of
+exp(z − largest). Their sum would lose the digits of the second where logits are large. Only the sum
+means anything, so the largest logit counts as a constant in every derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+
+from .. import _check
+from .._primitive import bind, is_zero, zero_like
+from .._rows import masked
+from ..constants import PHI_INV
+from ._channels import spread
+from ._numerics import accumulation_dtype, widen
+
+FLOOR = 1e-10  # of weights, before their logarithm
+
+
+class Logits(NamedTuple):
+    """What logits are made of: z = x + bias + scale · log(max(weights, 1e-10)) where mask is true.
+
+    All but x may be None; scale, [*G, 1], is there exactly if weights are.
+    """
+
+    x: Any  # row
+    bias: Any = None  # parameter
+    weights: Any = None  # row
+    scale: Any = None
+    mask: Any = None  # row of booleans
+
+    def present(self) -> list[Any]:
+        """The operands of a primitive that begins with these."""
+        return [part for part in self if part is not None]
+
+
+class Form(NamedTuple):
+    """Which parts logits have, and how many axes lie behind the reduced one: static."""
+
+    bias: bool
+    weights: bool
+    mask: bool
+    trailing: int
+
+    def split(self, operands: Sequence[Any]) -> tuple[Logits, tuple[Any, ...]]:
+        """The parts of the logits, from operands that begin with them, and the other operands."""
+        values = iter(operands)
+        exists = (True, self.bias, self.weights, self.weights, self.mask)
+        logits = Logits(*(next(values) if e else None for e in exists))
+        return logits, tuple(values)
+
+    def kinds(self) -> list[str]:
+        """The kinds (_rows.py) of the operands of `split`."""
+        return (
+            ["row"]
+            + ["parameter"] * self.bias
+            + ["row", "parameter"] * self.weights
+            + ["row"] * self.mask
+        )
+
+    def axis(self, row: Any) -> int:
+        """The axis along which the softmax runs."""
+        return row.ndim - 1 - self.trailing
+
+    def spread(self, parameter: Any, row: Any, groups: int) -> Any:
+        """A parameter in a shape that broadcasts against `row`."""
+        return spread(parameter, row, groups, (1, self.trailing))
+
+
+# -------------------------------------------------------------------------------- arguments
+
+
+def prepare(
+    function: str, x: Any, mode_norms, syntony, scale, axis, where, *, of: str = "x"
+) -> tuple[Logits, Form]:
+    """The logits of arguments, which are checked here, but for scale; `of` is the name of x."""
+    _check.floating(function, **{of: x})
+    x = jnp.asarray(x)
+    if x.ndim == 0:
+        raise ValueError(f"{function}: {of} must have at least one axis, got a scalar")
+    axis = _check.axis(function, axis, x.ndim)
+    if mode_norms is not None and syntony is not None:
+        raise ValueError(
+            f"{function}: mode_norms and syntony must not both be given: each fixes the weights"
+        )
+    width, accumulation = x.shape[axis], accumulation_dtype(x.dtype)
+    scale = jnp.asarray(scale).astype(accumulation)
+    bias = weights = mask = None
+    if mode_norms is not None:
+        _check.floating(function, mode_norms=mode_norms)
+        _check.parameter(function, (width,), mode_norms=mode_norms)
+        bias = _product(-PHI_INV * scale, jnp.asarray(mode_norms).astype(accumulation))
+    if syntony is not None:
+        _check.floating(function, syntony=syntony)
+        syntony = jnp.asarray(syntony)
+        _check.broadcasts(function, x.shape, of, syntony=syntony)
+        if syntony.dtype != x.dtype:
+            syntony = syntony.astype(accumulation)
+        along = axis - x.ndim + syntony.ndim
+        if all(n == 1 for i, n in enumerate(syntony.shape) if i != along):
+            bias = _product(scale, _log(jnp.broadcast_to(syntony.reshape(-1), (width,))))
+        else:
+            weights = jnp.broadcast_to(syntony, x.shape)
+    if where is not None:
+        mask = _check.mask(function, where, x.shape, of)
+    logits = Logits(x, bias, weights, None if weights is None else scale.reshape(1), mask)
+    form = Form(bias is not None, weights is not None, mask is not None, x.ndim - 1 - axis)
+    return logits, form
+
+
+def _log(weights: Any) -> Any:
+    """log(max(weights, 1e-10)) in the accumulation type, with the derivative 0 up to the floor.
+
+    NaN stays NaN, but its slope is not one: where a mask hides it, its cotangent of 0 stays 0.
+    """
+    weights = widen(weights)
+    proper = weights < jnp.inf  # not so for NaN
+    clean = jnp.where(proper, weights, 1)
+    return jnp.where(proper, jnp.log(jnp.where(clean <= FLOOR, FLOOR, clean)), weights)
+
+
+def _product(factor: Any, values: Any) -> Any:
+    """factor · values; what is not finite in `values` has no part in the derivative by `factor`.
+
+    A class that no row uses would make it NaN. Where one counts, its cotangent is NaN already.
+    """
+    finite = jnp.isfinite(values)
+    constant = lax.stop_gradient(factor)
+    return jnp.where(finite, factor * jnp.where(finite, values, 0), constant * values)
+
+
+# -------------------------------------------------------------------------------- reference
+
+
+def logits_of(parts: Logits, form: Form, groups: int) -> Any:
+    """z in the accumulation type; whatever it is under the mask, no derivative is NaN for it."""
+    x, bias, *_ = parts
+    z = select(parts.mask, widen(x), 0)
+    if bias is not None:
+        z = z + form.spread(bias, x, groups)
+    if parts.weights is not None:
+        z = z + _weighting(parts.weights, parts.scale, parts, form, groups)
+    return z
+
+
+def normaliser(z: Any, mask: Any, form: Form) -> tuple[Any, Any]:
+    """The largest unmasked logit of every row, and Σ exp(z − largest); −inf and 0 without any."""
+    axis = form.axis(z)
+    largest = jnp.max(select(mask, z, -jnp.inf), axis, initial=-jnp.inf)
+    terms = select(mask, jnp.exp(z - jnp.expand_dims(largest, axis)), 0)
+    return largest, terms.sum(axis)
+
+
+def softmax(z: Any, mask: Any, form: Form) -> Any:
+    """The probabilities, in the forward pass."""
+    axis = form.axis(z)
+    largest, total = normaliser(z, mask, form)
+    terms = jnp.exp(z - jnp.expand_dims(largest, axis))
+    return select(mask, terms / jnp.expand_dims(total, axis), 0)
+
+
+def log_softmax(z: Any, mask: Any, largest: Any, log_total: Any, form: Form, masked: Any) -> Any:
+    """z less the normaliser, and `masked` under the mask."""
+    axis = form.axis(z)
+    shifted = z - jnp.expand_dims(largest, axis)
+    return select(mask, shifted - jnp.expand_dims(log_total, axis), masked)
+
+
+def probabilities(parts: Logits, largest, log_total, form: Form, groups: int) -> Any:
+    """The softmax again, from what the forward pass left. For derivatives, which may be nested."""
+    z = logits_of(parts, form, groups)
+    exponent = log_softmax(z, parts.mask, largest, log_total, form, 0)
+    return select(parts.mask, jnp.exp(exponent), 0)
+
+
+def logit_tangent(tangents, inputs, row, mask, dtype, form: Form, groups: int) -> Any:
+    """The tangent of z, of those of rows and bias that `inputs` says there are; 0 where masked."""
+    values = iter(tangents)
+    dz = next(values).astype(dtype) if inputs[0] else jnp.zeros(row.shape, dtype)
+    if inputs[1]:
+        dz = dz + form.spread(next(values), row, groups)
+    return select(mask, dz, 0)
+
+
+def logit_cotangent(ct: Any, inputs, dtype, form: Form, groups: int) -> tuple[Any, ...]:
+    """The cotangents of rows and bias that `inputs` asks for, from that of z."""
+    axis = form.axis(ct)
+    results = (ct.astype(dtype),) if inputs[0] else ()
+    if inputs[1]:
+        results += (ct.sum(tuple(i for i in range(groups, ct.ndim) if i != axis)),)
+    return results
+
+
+def select(mask: Any, values: Any, masked: Any) -> Any:
+    """`values`, and `masked` where there is a mask and it is false."""
+    return values if mask is None else jnp.where(mask, values, masked)
+
+
+def _weighting(weights: Any, scale: Any, parts: Logits, form: Form, groups: int) -> Any:
+    """scale · log(max(weights, 1e-10)), and 0 under the mask."""
+    values = _log(select(parts.mask, weights, 1))
+    return _product(form.spread(scale, parts.x, groups), values)
+
+
+# ------------------------------------------------------------------------------------ rules
+
+
+def input_tangents(
+    primals: Sequence[Any], tangents: Sequence[Any], form: Form, groups: int
+) -> tuple[list[Any], tuple[bool, bool], Any]:
+    """What a tangent primitive takes for the tangents of the logits' parts.
+
+    That of the rows, which weights and their scale enter by elementwise arithmetic, and that of the
+    bias; which of the two there are; and the type of the first.
+    """
+    parts, _ = form.split(primals)
+    moved = Logits(*(None if t is None or is_zero(t) else t for t in form.split(tangents)[0]))
+    dz, dtype = moved.x, parts.x.dtype
+    names = [name for name in ("weights", "scale") if getattr(moved, name) is not None]
+    if names:
+
+        def weighting(*values):
+            given = {"weights": parts.weights, "scale": parts.scale} | dict(zip(names, values))
+            return _weighting(given["weights"], given["scale"], parts, form, groups)
+
+        _, through = jax.jvp(
+            weighting,
+            tuple(getattr(parts, name) for name in names),
+            tuple(getattr(moved, name) for name in names),
+        )
+        dz = through if dz is None else widen(dz) + through
+        dtype = through.dtype
+    given = [t for t in (dz, moved.bias) if t is not None]
+    return given, (dz is not None, moved.bias is not None), dtype
+
+
+def normalised_jvp(forward: Primitive, tangent: Primitive) -> Callable[..., tuple[Any, Any]]:
+    """The jvp rule of a primitive whose derivative needs its operands and the normaliser.
+
+    With residuals=True it returns its result, the largest logit and the logarithm of the total. The
+    tangent primitive takes all operands, these two, and the tangents of rows and bias.
+    """
+
+    def rule(primals, tangents, *, form: Form, residuals, groups, **params):
+        params |= {"form": form, "groups": groups}
+        y, largest, log_total = bind(forward, *primals, residuals=True, **params)
+        given, inputs, row_dtype = input_tangents(primals, tangents, form, groups)
+        results = bind(
+            tangent,
+            *(*primals, largest, log_total, *given),
+            row_dtype=row_dtype,
+            inputs=inputs,
+            outputs=(True, residuals),
+            **params,
+        )
+        if not residuals:
+            return [y], results
+        dy, d_log_total = results
+        return [y, largest, log_total], [dy, zero_like(largest), d_log_total]
+
+    return rule
+
+
+INPUT_KINDS = ("row", "parameter")
+
+
+def normalised_kinds(result: str, labels: bool = False) -> tuple[Callable[..., Any], ...]:
+    """The kinds (_rows.py) of such a primitive, of its tangent and of its cotangent."""
+    results = (result, "vector")
+
+    def residuals(form: Form) -> list[str]:
+        return form.kinds() + ["vector"] * labels + ["vector", "vector"]
+
+    def forward(*, form: Form, **_):
+        return form.kinds() + ["vector"] * labels, [*results, "vector"]
+
+    def tangent(*, form: Form, inputs, outputs, **_):
+        return residuals(form) + masked(INPUT_KINDS, inputs), masked(results, outputs)
+
+    def cotangent(*, form: Form, inputs, outputs, **_):
+        return residuals(form) + masked(results, outputs), masked(INPUT_KINDS, inputs)
+
+    return forward, tangent, cotangent
