@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       for (int k = 0; k < K; ++k) {
         const Span at = access.at(k, team);
         pull<kPull>(s, -1, at, present[k], ct[k], p[k]);
-        store(a.d_z + access.start, at, true, pack<T>(p[k]));
+        if (a.d_z) store(a.d_z + access.start, at, true, pack<T>(p[k]));
         if (!sums) continue;
 #pragma unroll
         for (int e = 0; e < N; ++e) d_bias[k][e] += p[k][e];
@@ -200,6 +200,7 @@ __global__ void __launch_bounds__(kMaxThreads) pull_stream(const PullArguments<T
     s = reduce.all(sum).value;
     if (a.row_sums && team.rank == 0 && row < a.rows) a.row_sums[row] = s;
   }
+  if (!a.d_z) return;
 #pragma unroll 4
   for (int turn = 0; turn < turns; ++turn) {
     const Span at = access.at(turn, team);

@@ -22,7 +22,7 @@ struct SyntonicCrossEntropyCotangent {
   const void* max;      // acc, one per row
   const void* log_sum;  // acc, one per row
   const void* ct;       // acc, one per row
-  void* d_z;            // dtype, rows
+  void* d_z;            // dtype, rows; optional
   void* d_bias;         // acc, `width` per partial; optional
   void* scratch;        // acc, scratch_size elements: sums of workers before they are folded
   int64_t scratch_size;

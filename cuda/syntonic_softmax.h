@@ -34,7 +34,7 @@ struct SyntonicSoftmaxCotangent {
   const void* max;       // acc, one per row
   const void* log_sum;   // acc, one per row
   const void* ct;        // dtype, planes
-  void* d_z;             // dtype, planes
+  void* d_z;             // dtype, planes; optional
   void* d_bias;          // acc, `width` per partial; optional, for shape.inner = 1
   void* scratch;         // acc, scratch_size elements: room for one number a row, and any more
   int64_t scratch_size;

@@ -92,8 +92,9 @@ class Value(NamedTuple):
 
     The kinds, with G group dimensions and R row dimensions:
       row      [*G, *R, width]
-      vector   [*G, *R]
+      vector   [*G, *R]; with planes [*G, *R, elements]
       parameter [*G, width]
+      scalar   [*G, 1]
       partial  a parameter-shaped sum over rows; leaves the call once for each batch entry
       total    a scalar-shaped sum over rows, likewise
       parts    like partial, but not added up: [*G, parts, width]
@@ -131,8 +132,9 @@ def row_call(
     grouped = batch if groups else ()
     shapes = {
         "row": batch + inner + tail,
-        "vector": batch + inner,
+        "vector": batch + inner + tail[1:],
         "parameter": grouped + width,
+        "scalar": (*grouped, 1),
         "partial": batch + width,
         "total": batch,
         "parts": batch + width,
@@ -153,7 +155,7 @@ def row_call(
 
     def finish(value: Value, x: Any) -> Any:
         if value.kind in ("row", "vector"):
-            return x.reshape(lead + (tail if value.kind == "row" else ()))
+            return x.reshape(lead + (tail if value.kind == "row" else tail[1:]))
         if value.kind == "parts":
             return x.reshape((*lead[:groups], math.prod(batch[groups:]), *width))
         # The partial sums of a group are consecutive batch entries.
@@ -202,14 +204,17 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, tail: Shape, groups
     column = columns[:1]
     factors = {
         "row": dims + columns,
-        "vector": dims,
+        "vector": dims + columns[1:],
         "parameter": (lead if groups else []) + column,
+        "scalar": (lead if groups else []) + ["one"],
         "partial": lead + column,
         "total": lead,
         "parts": lead + column,
         "scratch": ["scratch"],
     }
     sizes = dict(zip(dims + columns, batch + inner + tail))
+    if any(v.kind == "scalar" for v in operands):
+        sizes["one"] = 1
     if results[-1].kind == "scratch":
         sizes["scratch"] = results[-1].size
     return _sharding_rule(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import oracles_softmax
-import pytest
 from battery import Operation
 
 from syntonic_jax import syntonic_cross_entropy, syntonic_log_softmax, syntonic_softmax
@@ -24,12 +23,6 @@ MODES = {
     "shared": ("syntony",),
 }
 KINDS = {"mode_norms": "par", "scale": "scalar", "syntony": "weights"}
-
-
-@pytest.fixture(params=["xla"])
-def implementation(request):
-    """jnp alone: there are no kernels yet. With them this goes, and conftest.py's takes over."""
-    return request.param
 
 
 # --- the battery ----------------------------------------------------------------------------------

@@ -84,6 +84,16 @@ class Call {
     return buffer.has_value() ? array(name, **buffer) : Array{};
   }
 
+  // An operand of one of the types that numbers are not: truth values, labels. Its dtype means
+  // nothing.
+  Array operand_of(ffi::DataType type, const char* type_name, int item_size, const char* name) {
+    ffi::ErrorOr<ffi::AnyBuffer> buffer = operands_.get<ffi::AnyBuffer>(next_operand_++);
+    require(buffer.has_value(), "operand ", name, " is missing");
+    if (!buffer.has_value()) return Array{};
+    require(buffer->element_type() == type, name, " must be ", type_name);
+    return sized({name, DType::f32, buffer->dimensions(), 1, buffer->untyped_data()}, item_size);
+  }
+
   Array operand_if(bool present, const char* name) { return present ? operand(name) : Array{}; }
   Array result_if(bool present, const char* name) { return present ? result(name) : Array{}; }
 
@@ -202,7 +212,13 @@ class Call {
   Array array(const char* name, const ffi::AnyBuffer& buffer) {
     const std::optional<DType> dtype = dtype_of(buffer);
     require(dtype.has_value(), name, " must be float16, bfloat16, float32 or float64");
-    Array array{name, dtype.value_or(DType::f32), buffer.dimensions(), 1, buffer.untyped_data()};
+    const DType found = dtype.value_or(DType::f32);
+    return sized({name, found, buffer.dimensions(), 1, buffer.untyped_data()},
+                 static_cast<int>(item_size(found)));
+  }
+
+  // Fills in how many elements an array has, and where they begin.
+  Array sized(Array array, int item_size) {
     bool fits = true;
     for (size_t i = 0; i < array.dims.size(); ++i) {
       // Under test an array has one entry more along its first dimension, and the one that is
@@ -210,10 +226,10 @@ class Call {
       const int64_t dim = array.dims[i] - (i == 0 ? SYNTONIC_SPARE_ELEMENTS : 0);
       fits = fits && dim >= 0 && !__builtin_mul_overflow(array.count, dim, &array.count);
     }
-    fits = fits && array.count <= std::numeric_limits<int64_t>::max() / item_size(array.dtype);
-    require(fits, name, " has an impossible shape ", array.dims);
-    require(!fits || array.count == 0 || array.data != nullptr, name, " has no memory");
-    array.data = static_cast<char*>(array.data) + SYNTONIC_SPARE_ELEMENTS * item_size(array.dtype);
+    fits = fits && array.count <= std::numeric_limits<int64_t>::max() / item_size;
+    require(fits, array.name, " has an impossible shape ", array.dims);
+    require(!fits || array.count == 0 || array.data != nullptr, array.name, " has no memory");
+    array.data = static_cast<char*>(array.data) + SYNTONIC_SPARE_ELEMENTS * item_size;
     return array;
   }
 

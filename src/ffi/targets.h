@@ -99,6 +99,8 @@ std::vector<Target> golden_layer_norm_targets();
 std::vector<Target> phi_residual_targets();
 std::vector<Target> phi_residual_layernorm_targets();
 std::vector<Target> residual_component_norm_targets();
+std::vector<Target> syntonic_cross_entropy_targets();
+std::vector<Target> syntonic_softmax_targets();
 
 struct Kernel {
   const char* stem;
@@ -112,6 +114,8 @@ inline constexpr Kernel kKernels[] = {
     {"phi_residual", phi_residual_targets},
     {"phi_residual_layernorm", phi_residual_layernorm_targets},
     {"residual_component_norm", residual_component_norm_targets},
+    {"syntonic_cross_entropy", syntonic_cross_entropy_targets},
+    {"syntonic_softmax", syntonic_softmax_targets},
 };
 
 }  // namespace syntonic

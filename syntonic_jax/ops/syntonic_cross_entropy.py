@@ -13,8 +13,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from .. import _check, _dispatch
+from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows
+from ._numerics import accumulation_dtype
 from ._softmax import (
     Form,
     Logits,
@@ -28,6 +30,7 @@ from ._softmax import (
     probabilities,
     select,
 )
+from ._softmax_kernels import call, cotangents, logit_values, of_one_type
 
 # ---------------------------------------------------------------------------------- public
 
@@ -168,14 +171,58 @@ def _cotangent_reference(*operands, form: Form, row_dtype, groups, inputs, outpu
 
 # ------------------------------------------------------------------------------ primitives
 
+
+def _kernel(*operands, devices, form: Form, residuals, groups):
+    parts, (labels,) = form.split(operands)
+    if parts.x.size == 0 or form.trailing or not of_one_type(parts):
+        return _reference(*operands, form=form, residuals=residuals, groups=groups)
+    number = Value("vector", dtype=accumulation_dtype(parts.x.dtype))
+    return call(
+        "syntonic_cross_entropy",
+        [*logit_values(parts), Value("vector", labels)],
+        [number] * (1 + 2 * residuals),
+        form,
+        groups=groups,
+        devices=devices,
+        statistics=int(residuals),
+    )
+
+
+def _cotangent_kernel(*operands, devices, **params):
+    form, inputs = params["form"], params["inputs"]
+    parts, numbers = form.split(operands)
+    results = cotangents(parts.x, inputs, form)
+    # A cotangent of the normaliser comes only with second derivatives.
+    if (
+        parts.x.size == 0
+        or form.trailing
+        or results is None
+        or params["outputs"] != (True, False)
+        or not of_one_type(parts, params["row_dtype"])
+    ):
+        return _cotangent_reference(*operands, **params)
+    return call(
+        "syntonic_cross_entropy_cotangent",
+        [*logit_values(parts), *(Value("vector", x) for x in numbers)],
+        results,
+        form,
+        groups=params["groups"],
+        devices=devices,
+        results=inputs[0] + 2 * inputs[1],
+    )
+
+
 syntonic_cross_entropy_p = define(
-    "syntonic_cross_entropy", _reference, operation="syntonic_cross_entropy"
+    "syntonic_cross_entropy", _reference, operation="syntonic_cross_entropy", kernel=_kernel
 )
 syntonic_cross_entropy_tangent_p = define(
     "syntonic_cross_entropy_tangent", _tangent_reference, operation="syntonic_cross_entropy"
 )
 syntonic_cross_entropy_cotangent_p = define(
-    "syntonic_cross_entropy_cotangent", _cotangent_reference, operation="syntonic_cross_entropy"
+    "syntonic_cross_entropy_cotangent",
+    _cotangent_reference,
+    operation="syntonic_cross_entropy",
+    kernel=_cotangent_kernel,
 )
 
 # ----------------------------------------------------------------------------------- rules

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
+from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows, masked
 from ._numerics import accumulation_dtype
@@ -32,6 +33,7 @@ from ._softmax import (
     select,
     softmax,
 )
+from ._softmax_kernels import call, cotangents, logit_values, of_one_type
 
 # ---------------------------------------------------------------------------------- public
 
@@ -230,21 +232,118 @@ def _log_cotangent_reference(*operands, form: Form, dtype, row_dtype, groups, in
 
 # ------------------------------------------------------------------------------ primitives
 
-syntonic_softmax_p = define("syntonic_softmax", _reference, operation="syntonic_softmax")
+
+def _kernel(*operands, devices, form: Form, dtype, groups):
+    parts, _ = form.split(operands)
+    if parts.x.size == 0 or not of_one_type(parts, dtype):
+        return _reference(*operands, form=form, dtype=dtype, groups=groups)
+    return call(
+        "syntonic_softmax",
+        logit_values(parts),
+        [Value("row", dtype=dtype)],
+        form,
+        groups=groups,
+        devices=devices,
+        inner=int(form.trailing > 0),
+        log=0,
+        statistics=0,
+    )
+
+
+def _log_kernel(*operands, devices, form: Form, dtype, residuals, groups):
+    parts, _ = form.split(operands)
+    if parts.x.size == 0 or not of_one_type(parts, dtype):
+        return _log_reference(*operands, form=form, dtype=dtype, residuals=residuals, groups=groups)
+    number = Value("vector", dtype=accumulation_dtype(dtype))
+    return call(
+        "syntonic_softmax",
+        logit_values(parts),
+        [Value("row", dtype=dtype)] + [number] * (2 * residuals),
+        form,
+        groups=groups,
+        devices=devices,
+        inner=int(form.trailing > 0),
+        log=1,
+        statistics=int(residuals),
+    )
+
+
+def _cotangent_kernel(y, *operands, devices, **params):
+    form, inputs = params["form"], params["inputs"]
+    alone = form._replace(bias=False, weights=False)
+    results = cotangents(y, inputs, form)
+    ct = operands[form.mask]
+    if y.size == 0 or results is None or {y.dtype, ct.dtype} != {params["row_dtype"]}:
+        return _cotangent_reference(y, *operands, **params)
+    return call(
+        "syntonic_softmax_cotangent",
+        [Value("row", x) for x in (y, *operands)],
+        results,
+        alone,
+        groups=params["groups"],
+        devices=devices,
+        inner=int(form.trailing > 0),
+        log=0,
+        results=inputs[0] + 2 * inputs[1],
+    )
+
+
+def _log_cotangent_kernel(*operands, devices, **params):
+    form, inputs = params["form"], params["inputs"]
+    parts, (largest, log_total, *given) = form.split(operands)
+    results = cotangents(parts.x, inputs, form)
+    # A cotangent of the normaliser comes only with second derivatives.
+    if (
+        parts.x.size == 0
+        or results is None
+        or params["outputs"] != (True, False)
+        or not of_one_type(parts, params["row_dtype"], given[0].dtype)
+    ):
+        return _log_cotangent_reference(*operands, **params)
+    return call(
+        "syntonic_softmax_cotangent",
+        [
+            *logit_values(parts),
+            Value("vector", largest),
+            Value("vector", log_total),
+            Value("row", given[0]),
+        ],
+        results,
+        form,
+        groups=params["groups"],
+        devices=devices,
+        inner=int(form.trailing > 0),
+        log=1,
+        results=inputs[0] + 2 * inputs[1],
+    )
+
+
+syntonic_softmax_p = define(
+    "syntonic_softmax", _reference, operation="syntonic_softmax", kernel=_kernel
+)
 syntonic_softmax_tangent_p = define(
     "syntonic_softmax_tangent", _tangent_reference, operation="syntonic_softmax"
 )
 syntonic_softmax_cotangent_p = define(
-    "syntonic_softmax_cotangent", _cotangent_reference, operation="syntonic_softmax"
+    "syntonic_softmax_cotangent",
+    _cotangent_reference,
+    operation="syntonic_softmax",
+    kernel=_cotangent_kernel,
 )
 syntonic_log_softmax_p = define(
-    "syntonic_log_softmax", _log_reference, operation="syntonic_log_softmax"
+    "syntonic_log_softmax",
+    _log_reference,
+    operation="syntonic_log_softmax",
+    kernel=_log_kernel,
 )
 syntonic_log_softmax_tangent_p = define(
     "syntonic_log_softmax_tangent", _log_tangent_reference, operation="syntonic_log_softmax"
 )
 syntonic_log_softmax_cotangent_p = define(
-    "syntonic_log_softmax_cotangent", _log_cotangent_reference, operation="syntonic_log_softmax"
+    "syntonic_log_softmax_cotangent",
+    _log_cotangent_reference,
+    operation="syntonic_log_softmax",
+    kernel=_log_cotangent_kernel,
 )
 
 # ----------------------------------------------------------------------------------- rules

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import oracles
 import pytest
-import softmax_cases
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.test_util import check_grads
 from softmax_cases import MODES, check, draw, operation
@@ -17,7 +16,6 @@ from softmax_cases import MODES, check, draw, operation
 from syntonic_jax import PHI, syntonic_cross_entropy, syntonic_log_softmax
 
 pytestmark = pytest.mark.usefixtures("x64")
-implementation = softmax_cases.implementation
 
 NAME = "syntonic_cross_entropy"
 

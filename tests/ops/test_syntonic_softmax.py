@@ -10,14 +10,12 @@ import numpy as np
 import oracles
 import oracles_softmax
 import pytest
-import softmax_cases
 from jax.test_util import check_grads
 from softmax_cases import MODES, check, draw, operation
 
 from syntonic_jax import PHI, syntonic_log_softmax, syntonic_softmax
 
 pytestmark = pytest.mark.usefixtures("x64")
-implementation = softmax_cases.implementation
 
 SOFTMAX, LOG = "syntonic_softmax", "syntonic_log_softmax"
 BOTH = {SOFTMAX: syntonic_softmax, LOG: syntonic_log_softmax}
