@@ -18,15 +18,16 @@ constexpr int32_t kDBias = 2;
 inline Planes planes_of(Call& call, const Array& x, bool planes, const Array& bias,
                         const Array& scale) {
   constexpr int64_t kMost = int64_t{1} << 30;  // rows are indexed by int
+  constexpr Planes kNone = {1, 0, 1, 1};
   const size_t least_rank = 1 + planes + SYNTONIC_SPARE_ELEMENTS, rank = x.dims.size();
   call.require(rank >= least_rank, x.name, planes ? " must have planes" : " must have rows",
                ", got ", x.dims);
-  if (!call.ok()) return {};
+  if (!call.ok()) return kNone;
   const int64_t inner = planes ? x.dims[rank - 1] : 1, width = x.dims[rank - 1 - planes];
   call.require(inner > 0 && width > 0, x.name, " must have rows of at least one element, got ",
                x.dims);
   call.require(width < kMost && inner < kMost, x.name, " has too long rows: ", x.dims);
-  if (!call.ok()) return {};
+  if (!call.ok()) return kNone;
   const int64_t total = x.count / (width * inner);
   int64_t groups = 1;
   if (bias.present()) groups = call.rows_of(bias, width);

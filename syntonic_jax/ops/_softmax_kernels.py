@@ -73,7 +73,7 @@ def cotangents(row: Any, inputs: tuple[bool, bool], form: Form) -> list[Value] |
     Sums of classes are those of rows that are contiguous. Beside what the sums themselves take, the
     scratch memory holds one number a row.
     """
-    if inputs[1] and form.trailing:
+    if row.size == 0 or (inputs[1] and form.trailing):
         return None
     accumulation = accumulation_dtype(row.dtype)
     results = [Value("row", dtype=row.dtype)] * inputs[0]

@@ -194,8 +194,7 @@ def _cotangent_kernel(*operands, devices, **params):
     results = cotangents(parts.x, inputs, form)
     # A cotangent of the normaliser comes only with second derivatives.
     if (
-        parts.x.size == 0
-        or form.trailing
+        form.trailing
         or results is None
         or params["outputs"] != (True, False)
         or not of_one_type(parts, params["row_dtype"])

@@ -273,7 +273,7 @@ def _cotangent_kernel(y, *operands, devices, **params):
     alone = form._replace(bias=False, weights=False)
     results = cotangents(y, inputs, form)
     ct = operands[form.mask]
-    if y.size == 0 or results is None or {y.dtype, ct.dtype} != {params["row_dtype"]}:
+    if results is None or {y.dtype, ct.dtype} != {params["row_dtype"]}:
         return _cotangent_reference(y, *operands, **params)
     return call(
         "syntonic_softmax_cotangent",
@@ -294,8 +294,7 @@ def _log_cotangent_kernel(*operands, devices, **params):
     results = cotangents(parts.x, inputs, form)
     # A cotangent of the normaliser comes only with second derivatives.
     if (
-        parts.x.size == 0
-        or results is None
+        results is None
         or params["outputs"] != (True, False)
         or not of_one_type(parts, params["row_dtype"], given[0].dtype)
     ):
