@@ -101,23 +101,30 @@ def prepare(
     if mode_norms is not None:
         _check.floating(function, mode_norms=mode_norms)
         _check.parameter(function, (width,), mode_norms=mode_norms)
-        bias = _product(-PHI_INV * scale, jnp.asarray(mode_norms).astype(accumulation))
+        bias = log_weights(mode_norms, None, scale, accumulation)
     if syntony is not None:
         _check.floating(function, syntony=syntony)
         syntony = jnp.asarray(syntony)
         _check.broadcasts(function, x.shape, of, syntony=syntony)
-        if syntony.dtype != x.dtype:
-            syntony = syntony.astype(accumulation)
         along = axis - x.ndim + syntony.ndim
         if all(n == 1 for i, n in enumerate(syntony.shape) if i != along):
-            bias = _product(scale, _log(jnp.broadcast_to(syntony.reshape(-1), (width,))))
+            shared = jnp.broadcast_to(syntony.reshape(-1), (width,))
+            bias = log_weights(None, shared, scale, accumulation)
         else:
-            weights = jnp.broadcast_to(syntony, x.shape)
+            weights = syntony if syntony.dtype == x.dtype else syntony.astype(accumulation)
+            weights = jnp.broadcast_to(weights, x.shape)
     if where is not None:
         mask = _check.mask(function, where, x.shape, of)
     logits = Logits(x, bias, weights, None if weights is None else scale.reshape(1), mask)
     form = Form(bias is not None, weights is not None, mask is not None, x.ndim - 1 - axis)
     return logits, form
+
+
+def log_weights(mode_norms: Any, syntony: Any, scale: Any, dtype: Any) -> Any:
+    """scale · log w in the type `dtype`, of whichever of the two is given."""
+    if mode_norms is not None:
+        return _product(-PHI_INV * jnp.asarray(scale, dtype), jnp.asarray(mode_norms).astype(dtype))
+    return _product(jnp.asarray(scale, dtype), _log(jnp.asarray(syntony).astype(dtype)))
 
 
 def _log(weights: Any) -> Any:
