@@ -158,7 +158,7 @@ def logits_of(parts: Logits, form: Form, groups: int) -> Any:
     if bias is not None:
         z = z + form.spread(bias, x, groups)
     if parts.weights is not None:
-        z = z + _weighting(parts.weights, parts.scale, parts, form, groups)
+        z = z + _weighting(parts.weights, parts.scale, form, groups)
     return z
 
 
@@ -215,10 +215,9 @@ def select(mask: Any, values: Any, masked: Any) -> Any:
     return values if mask is None else jnp.where(mask, values, masked)
 
 
-def _weighting(weights: Any, scale: Any, parts: Logits, form: Form, groups: int) -> Any:
-    """scale · log(max(weights, 1e-10)), and 0 under the mask."""
-    values = _log(select(parts.mask, weights, 1))
-    return _product(form.spread(scale, parts.x, groups), values)
+def _weighting(weights: Any, scale: Any, form: Form, groups: int) -> Any:
+    """scale · log(max(weights, 1e-10)), whose derivatives are finite whatever the weights are."""
+    return _product(form.spread(scale, weights, groups), _log(weights))
 
 
 # ------------------------------------------------------------------------------------ rules
@@ -240,7 +239,7 @@ def input_tangents(
 
         def weighting(*values):
             given = {"weights": parts.weights, "scale": parts.scale} | dict(zip(names, values))
-            return _weighting(given["weights"], given["scale"], parts, form, groups)
+            return _weighting(given["weights"], given["scale"], form, groups)
 
         _, through = jax.jvp(
             weighting,
