@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import oracles_softmax
 from battery import Operation
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from syntonic_jax import syntonic_cross_entropy, syntonic_log_softmax, syntonic_softmax
 
@@ -109,6 +110,18 @@ def operation(name, mode="identity", masked=False, axis=-1, lead=(3,)) -> Operat
         bad=(jnp.inf,),
         adjust=adjust,
     )
+
+
+def equations(jaxpr):
+    """All of them, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(inner, ClosedJaxpr):
+                    yield from equations(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    yield from equations(inner)
 
 
 # --- accuracy -------------------------------------------------------------------------------------

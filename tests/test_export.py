@@ -24,6 +24,9 @@ from syntonic_jax import (
     phi_residual_gelu,
     phi_residual_layernorm,
     residual_component_norm,
+    syntonic_cross_entropy,
+    syntonic_log_softmax,
+    syntonic_softmax,
 )
 
 
@@ -33,6 +36,21 @@ def layernorm(implementation):
 
 def with_implementation(f):
     return lambda implementation: functools.partial(f, implementation=implementation)
+
+
+def softmax(x, norms, scale, **options):
+    return syntonic_softmax(x, mode_norms=norms, scale=scale, **options)
+
+
+def log_softmax(x, weights, **options):
+    weights = jnp.exp(weights)
+    y = syntonic_log_softmax(x, syntony=weights, axis=1, where=x < 1, **options)
+    return jnp.where(x < 1, y, 0)
+
+
+def cross_entropy(x, norms, **options):
+    labels = (x[..., 0] > 0).astype("int32")
+    return syntonic_cross_entropy(x, labels, mode_norms=norms, **options)
 
 
 # name: function of the implementation, shapes of its operands; b is not known at export
@@ -60,6 +78,9 @@ CALLS = {
         with_implementation(functools.partial(golden_layer_norm, axis=(0, 2))),
         ["4, b, 2", "4, 2", "4, 2"],
     ),
+    "softmax": (with_implementation(softmax), ["b, 2, 8", "8", ""]),
+    "log_softmax": (with_implementation(log_softmax), ["b, 8, 3", "b, 8, 3"]),
+    "cross_entropy": (with_implementation(cross_entropy), ["b, 8", "8"]),
 }
 SIZES = (3, 6)
 # The custom calls in each; the cotangents of a plain sum and of a norm are jnp, as is a batch norm
@@ -76,6 +97,10 @@ TARGETS = {
     "batch_norm_inference": {"golden_batch_norm_sums"},
     "layer_norm": {"golden_layer_norm", "golden_layer_norm_cotangent"},
     "layer_norm_axes": {"golden_layer_norm", "golden_layer_norm_cotangent"},
+    # No kernels yet.
+    "softmax": set(),
+    "log_softmax": set(),
+    "cross_entropy": set(),
 }
 # jax vouches for the stability of its own custom calls only.
 OURS = [
@@ -107,8 +132,8 @@ def exported(name, implementation, platforms, disabled_checks=()):
 
 
 def operands_of(name, size, rng):
-    shapes = [eval(f"({shape},)", {"b": size}) for shape in CALLS[name][1]]
-    operands = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    shapes = [eval(f"({shape},)" if shape else "()", {"b": size}) for shape in CALLS[name][1]]
+    operands = [np.asarray(rng.normal(size=shape), "float32") for shape in shapes]
     if name == "batch_norm_inference":
         operands[2] = 0.5 + operands[2] ** 2  # a variance
     return operands

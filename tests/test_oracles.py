@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import oracles
 import oracles_norm
+import oracles_softmax
 import pytest
 
 
@@ -101,6 +102,54 @@ def test_batch_norm_is_a_layer_norm_of_other_axes(rng):
     pulled = oracles_norm.batch_norm_vjp(x, ct, **options).x
     other = oracles.layernorm_vjp(oracles.exactly(x.T), ct.T, mode="standard", **options).identity
     np.testing.assert_allclose(pulled.value, other.value.T, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("weights", ["mode_norms", "syntony"])
+@pytest.mark.parametrize("function", ["softmax", "log", "loss"])
+def test_softmax_cotangents(rng, function, weights):
+    """Along axis 1, with a mask of which one row is nothing else, and labels of all kinds."""
+    x, ct, w = rng.normal(size=(3, 4, 5, 2))
+    w = np.abs(w[0, :, 0]) if weights == "mode_norms" else np.exp(w)
+    where = (rng.random(x.shape) < 0.7) | (np.arange(5) == 1)[:, None]
+    where[0, :, 0] = False
+    labels = np.array([[1, 1], [1, 7], [-1, 1], [1, 1]])
+    operands = {"x": x, weights: w, "scale": 0.7}
+
+    def logits(operands):
+        return oracles_softmax.logits(**operands, axis=1, where=where, acc="float64")
+
+    z, ct_rows = logits(operands), np.moveaxis(ct, 1, -1)
+    dz = {
+        "softmax": lambda: oracles_softmax.softmax_vjp(z, ct_rows, "float64"),
+        "log": lambda: oracles_softmax.log_softmax_vjp(z, ct_rows),
+        "loss": lambda: oracles_softmax.cross_entropy_vjp(z, labels, ct_rows[..., 0]),
+    }[function]()
+
+    def value(operands):
+        z = logits(operands)
+        if function == "loss":
+            loss = oracles_softmax.cross_entropy(z, labels).value
+            return np.sum(ct_rows[..., 0] * np.where(np.isfinite(loss), loss, 0.0))
+        y = getattr(oracles_softmax.normalised(z), function).value
+        return np.sum(ct_rows * np.where(z.kept, y, 0.0))
+
+    others = oracles_softmax.parameters_vjp(z, dz)
+    for name, operand in operands.items():
+        got = dz if name == "x" else getattr(others, name)
+        got = np.moveaxis(got.value, -1, 1) if np.ndim(got.value) == 3 else got.value
+        direction = rng.normal(size=np.shape(operand))
+        slope = difference(lambda v, name=name: value(operands | {name: v}), operand, direction)
+        np.testing.assert_allclose(np.sum(got * direction), slope, rtol=1e-7, atol=1e-7)
+
+
+def test_softmax_of_special_rows():
+    x = np.array([[0.0, 0.0], [3.0, 1e4], [5.0, 6.0]])
+    z = oracles_softmax.logits(x, where=[[True, True], [True, True], [False, False]], acc="float32")
+    results = oracles_softmax.normalised(z)
+    np.testing.assert_array_equal(results.softmax.value, [[0.5, 0.5], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(results.log.value[2], -np.inf)
+    for labels, expected in (([0, 1, 0], [np.log(2), 0, 0]), ([2, -1, 9], [np.nan, np.nan, 0])):
+        np.testing.assert_array_equal(oracles_softmax.cross_entropy(z, labels).value, expected)
 
 
 def test_slack_of_a_mean_far_from_zero(rng):

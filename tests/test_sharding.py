@@ -19,11 +19,31 @@ from syntonic_jax import (
     phi_residual_gelu,
     phi_residual_layernorm,
     residual_component_norm,
+    syntonic_cross_entropy,
+    syntonic_log_softmax,
+    syntonic_softmax,
 )
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 SHAPE, WIDTH = (16, 4, 32), 32
+
+
+def softmax(x, norms, **options):
+    return syntonic_softmax(x, mode_norms=norms, **options)
+
+
+def log_softmax(x, weights, **options):
+    """With weights of their own for every row, and a mask."""
+    y = syntonic_log_softmax(x, syntony=jnp.square(weights), where=x < 1, **options)
+    return jnp.where(x < 1, y, 0)
+
+
+def cross_entropy(x, norms, **options):
+    labels = (x[..., 0] > 0).astype("int32")
+    return syntonic_cross_entropy(x, labels, mode_norms=norms, **options)
+
+
 CALLS = {
     "layernorm": (functools.partial(phi_residual_layernorm, return_sum=True), "rrpp"),
     "layer_norm": (golden_layer_norm, "rpp"),
@@ -31,7 +51,11 @@ CALLS = {
     "sum": (phi_residual, "rr"),
     "golden_gelu": (golden_gelu, "r"),
     "norm": (residual_component_norm, "r"),
+    "softmax": (softmax, "rp"),
+    "log_softmax": (log_softmax, "rr"),
+    "cross_entropy": (cross_entropy, "rp"),
 }
+SOFTMAX = "softmax", "log_softmax", "cross_entropy"
 REPLICATED = P()
 BATCH = [P("d"), P(("d", "m")), P("d", "m"), P(None, "m")]
 FEATURE = [P("d", None, "m"), P(None, None, "m")]
@@ -99,7 +123,7 @@ def run(f, *operands):
 # --- NamedSharding under jit ----------------------------------------------------------------------
 
 
-@every("layernorm", "layer_norm", "gelu", "norm")
+@every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
 @pytest.mark.parametrize("spec", battery.thinned(BATCH), ids=str)
 def test_batch_sharded(case, spec):
     """The one collective is the all-reduce of sums over rows."""
@@ -128,7 +152,7 @@ def test_elementwise_needs_no_collective(case):
             assert used == []
 
 
-@every("layernorm", "layer_norm", "gelu", "norm")
+@every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
 @pytest.mark.parametrize("spec", battery.thinned(FEATURE), ids=str)
 def test_feature_sharded(case, spec):
     operands = case.put(mesh_of(AxisType.Auto), spec, P("m"))
@@ -216,11 +240,9 @@ def test_explicit_mesh(case, spec):
         for x, operand in zip(slopes, operands, strict=True):
             assert jax.typeof(x) == jax.typeof(operand)
         for y in jax.tree.leaves(values):
-            if y.ndim:
-                assert (
-                    jax.typeof(y).sharding.spec[: len(spec)]
-                    == jax.typeof(operands[0]).sharding.spec[: len(spec)]
-                )
+            axes = min(y.ndim, len(spec))
+            given = jax.typeof(operands[0]).sharding.spec
+            assert jax.typeof(y).sharding.spec[:axes] == given[:axes]
         eager = case.f(*operands)
     battery.assert_same(values, case.values)
     battery.assert_same(eager, case.values)
@@ -250,7 +272,7 @@ def gspmd():
     jax.config.update("jax_use_shardy_partitioner", True)
 
 
-@every("layernorm", "layer_norm", "gelu", "norm")
+@every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
 def test_gspmd(case, gspmd):
     operands = case.put(mesh_of(AxisType.Auto), P("d", "m"))
     values, used = run(case.f, *operands)
@@ -265,7 +287,7 @@ def test_gspmd(case, gspmd):
 
 
 @every(
-    "layernorm", "layer_norm", "gelu", "sum", "golden_gelu"
+    "layernorm", "layer_norm", "gelu", "sum", "golden_gelu", *SOFTMAX
 )  # the norm of a shard is no shard of the norm
 @pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_shard_map(case, check_vma):
@@ -280,7 +302,7 @@ def test_shard_map(case, check_vma):
     battery.assert_same(slopes, case.slopes)
 
 
-@every("layernorm", "layer_norm", "gelu")
+@every("layernorm", "layer_norm", "gelu", *SOFTMAX)
 @pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_grad_inside_shard_map(case, check_vma):
     def shard(*operands):
@@ -299,7 +321,7 @@ def test_grad_inside_shard_map(case, check_vma):
     battery.assert_same(jax.jit(f)(*case.operands), case.slopes)
 
 
-@every("layernorm", "layer_norm", "gelu")
+@every("layernorm", "layer_norm", "gelu", *SOFTMAX)
 def test_partly_manual_shard_map(case):
     """Manual over one axis; over the other XLA partitions the call inside."""
     mesh = mesh_of(AxisType.Auto)

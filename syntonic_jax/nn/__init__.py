@@ -4,7 +4,7 @@ The modules are ``syntonic_jax.nn.nnx``, ``syntonic_jax.nn.linen`` and ``syntoni
 Each is imported when it is first used, so that none of the frameworks is a dependency; where the
 framework is missing, that import raises an ``ImportError`` naming the extra to install.
 
-Every module has the same four layers. ``PhiResidual`` adds a block to its own input, and
+Every module has the same seven layers. ``PhiResidual`` adds a block to its own input, and
 ``PhiResidualLayerNorm`` is its framework's ``LayerNorm`` of such a sum. ``GoldenBatchNorm`` and
 ``GoldenLayerNorm`` are its ``BatchNorm`` and ``LayerNorm``, argument for argument, with a target
 variance; with ``target_variance='standard'`` they compute what theirs do. Names, shapes, dtypes
@@ -13,9 +13,15 @@ framework, so checkpoints go both ways. Where the framework names a layer after 
 layer that takes the place of another is given the other's name: ``name='BatchNorm_0'`` in Linen,
 ``name='batch_norm'`` in Haiku.
 
+``SyntonicSoftmax`` is a softmax whose classes have weights: learned, with a parameter
+``mode_norms``, provided in the call, or none. ``SyntonicClassifier`` is a dense layer before it,
+with a cross entropy beside the probabilities. ``SyntonicAttention`` is the framework's multi-head
+attention, with its parameters, whose key positions have such weights.
+
 The layers hold parameters and settings; what is computed, and in which precision, is said at
 :func:`syntonic_jax.phi_residual`, :func:`syntonic_jax.phi_residual_layernorm`,
-:func:`syntonic_jax.golden_batch_norm` and :func:`syntonic_jax.golden_layer_norm`.
+:func:`syntonic_jax.golden_batch_norm`, :func:`syntonic_jax.golden_layer_norm`,
+:func:`syntonic_jax.syntonic_softmax` and :func:`syntonic_jax.syntonic_cross_entropy`.
 
 >>> import jax.numpy as jnp
 >>> from flax import nnx

@@ -10,11 +10,20 @@ from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
+from syntonic_jax.nn._haiku_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
 
 with required("haiku", "haiku"):
     import haiku as hk
 
-__all__ = ["GoldenBatchNorm", "GoldenLayerNorm", "PhiResidual", "PhiResidualLayerNorm"]
+__all__ = [
+    "GoldenBatchNorm",
+    "GoldenLayerNorm",
+    "PhiResidual",
+    "PhiResidualLayerNorm",
+    "SyntonicAttention",
+    "SyntonicClassifier",
+    "SyntonicSoftmax",
+]
 
 
 class PhiResidual(hk.Module):

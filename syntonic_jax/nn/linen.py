@@ -9,13 +9,22 @@ import jax.numpy as jnp
 from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._linen_norm import GoldenBatchNorm, GoldenLayerNorm
+from syntonic_jax.nn._linen_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
 
 with required("flax", "flax"):
     from flax import linen as nn
     from flax.linen.dtypes import canonicalize_dtype
     from flax.typing import Dtype, Initializer
 
-__all__ = ["GoldenBatchNorm", "GoldenLayerNorm", "PhiResidual", "PhiResidualLayerNorm"]
+__all__ = [
+    "GoldenBatchNorm",
+    "GoldenLayerNorm",
+    "PhiResidual",
+    "PhiResidualLayerNorm",
+    "SyntonicAttention",
+    "SyntonicClassifier",
+    "SyntonicSoftmax",
+]
 
 
 class PhiResidual(nn.Module):

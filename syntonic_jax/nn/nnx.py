@@ -11,13 +11,22 @@ from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._nnx_norm import GoldenBatchNorm, GoldenLayerNorm
+from syntonic_jax.nn._nnx_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
 
 with required("flax", "flax"):
     from flax import nnx
     from flax.nnx.nn.dtypes import canonicalize_dtype
     from flax.typing import Dtype, Initializer
 
-__all__ = ["GoldenBatchNorm", "GoldenLayerNorm", "PhiResidual", "PhiResidualLayerNorm"]
+__all__ = [
+    "GoldenBatchNorm",
+    "GoldenLayerNorm",
+    "PhiResidual",
+    "PhiResidualLayerNorm",
+    "SyntonicAttention",
+    "SyntonicClassifier",
+    "SyntonicSoftmax",
+]
 
 
 class PhiResidual(nnx.Module):

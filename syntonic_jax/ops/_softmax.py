@@ -101,23 +101,30 @@ def prepare(
     if mode_norms is not None:
         _check.floating(function, mode_norms=mode_norms)
         _check.parameter(function, (width,), mode_norms=mode_norms)
-        bias = _product(-PHI_INV * scale, jnp.asarray(mode_norms).astype(accumulation))
+        bias = log_weights(mode_norms, None, scale, accumulation)
     if syntony is not None:
         _check.floating(function, syntony=syntony)
         syntony = jnp.asarray(syntony)
         _check.broadcasts(function, x.shape, of, syntony=syntony)
-        if syntony.dtype != x.dtype:
-            syntony = syntony.astype(accumulation)
         along = axis - x.ndim + syntony.ndim
         if all(n == 1 for i, n in enumerate(syntony.shape) if i != along):
-            bias = _product(scale, _log(jnp.broadcast_to(syntony.reshape(-1), (width,))))
+            shared = jnp.broadcast_to(syntony.reshape(-1), (width,))
+            bias = log_weights(None, shared, scale, accumulation)
         else:
-            weights = jnp.broadcast_to(syntony, x.shape)
+            weights = syntony if syntony.dtype == x.dtype else syntony.astype(accumulation)
+            weights = jnp.broadcast_to(weights, x.shape)
     if where is not None:
         mask = _check.mask(function, where, x.shape, of)
     logits = Logits(x, bias, weights, None if weights is None else scale.reshape(1), mask)
     form = Form(bias is not None, weights is not None, mask is not None, x.ndim - 1 - axis)
     return logits, form
+
+
+def log_weights(mode_norms: Any, syntony: Any, scale: Any, dtype: Any) -> Any:
+    """scale · log w in the type `dtype`, of whichever of the two is given."""
+    if mode_norms is not None:
+        return _product(-PHI_INV * jnp.asarray(scale, dtype), jnp.asarray(mode_norms).astype(dtype))
+    return _product(jnp.asarray(scale, dtype), _log(jnp.asarray(syntony).astype(dtype)))
 
 
 def _log(weights: Any) -> Any:
@@ -151,7 +158,7 @@ def logits_of(parts: Logits, form: Form, groups: int) -> Any:
     if bias is not None:
         z = z + form.spread(bias, x, groups)
     if parts.weights is not None:
-        z = z + _weighting(parts.weights, parts.scale, parts, form, groups)
+        z = z + _weighting(parts.weights, parts.scale, form, groups)
     return z
 
 
@@ -208,10 +215,9 @@ def select(mask: Any, values: Any, masked: Any) -> Any:
     return values if mask is None else jnp.where(mask, values, masked)
 
 
-def _weighting(weights: Any, scale: Any, parts: Logits, form: Form, groups: int) -> Any:
-    """scale · log(max(weights, 1e-10)), and 0 under the mask."""
-    values = _log(select(parts.mask, weights, 1))
-    return _product(form.spread(scale, parts.x, groups), values)
+def _weighting(weights: Any, scale: Any, form: Form, groups: int) -> Any:
+    """scale · log(max(weights, 1e-10)), whose derivatives are finite whatever the weights are."""
+    return _product(form.spread(scale, weights, groups), _log(weights))
 
 
 # ------------------------------------------------------------------------------------ rules
@@ -233,7 +239,7 @@ def input_tangents(
 
         def weighting(*values):
             given = {"weights": parts.weights, "scale": parts.scale} | dict(zip(names, values))
-            return _weighting(given["weights"], given["scale"], parts, form, groups)
+            return _weighting(given["weights"], given["scale"], form, groups)
 
         _, through = jax.jvp(
             weighting,

@@ -1,5 +1,9 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    "layer_contract", "norm_contract", "batch_norm_contract", "training_contract"
+    "layer_contract",
+    "norm_contract",
+    "batch_norm_contract",
+    "softmax_layer_contract",
+    "training_contract",
 )

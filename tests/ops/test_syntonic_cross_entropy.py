@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr
+import softmax_cases
 from jax.test_util import check_grads
 from softmax_cases import MODES, check, draw, operation
 
@@ -170,18 +170,6 @@ def test_equal_logits_with_mode_norms(implementation):
     np.testing.assert_allclose(loss, [first, first + 10 / PHI], rtol=1e-12)
 
 
-def equations(jaxpr):
-    """All of them, those of inner jaxprs too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else [value]:
-                if isinstance(inner, ClosedJaxpr):
-                    yield from equations(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    yield from equations(inner)
-
-
 def test_keeps_nothing_of_the_size_of_the_logits(implementation, rng):
     """Beside the logits themselves: what the pullback holds, and what the gradient is made of."""
     x, labels = jnp.asarray(rng.normal(size=(6, 50)), "bfloat16"), jnp.zeros(6, int)
@@ -196,7 +184,7 @@ def test_keeps_nothing_of_the_size_of_the_logits(implementation, rng):
     assert len(kept) <= 1
 
     jaxpr = jax.make_jaxpr(jax.grad(lambda *a: f(*a).sum(), (0, 1)))(x, norms).jaxpr
-    ours = [e for e in equations(jaxpr) if e.primitive.name.startswith("syntonic_")]
+    ours = [e for e in softmax_cases.equations(jaxpr) if e.primitive.name.startswith("syntonic_")]
     assert [e.primitive.name for e in ours] == [NAME, f"{NAME}_cotangent"]
     large = [v.aval for e in ours for v in e.outvars if v.aval.size >= x.size]
     assert [aval.dtype for aval in large] == [x.dtype]  # the gradient

@@ -1,0 +1,316 @@
+"""Softmax layers for Flax Linen: what `syntonic_jax.nn.linen` has of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from syntonic_jax.nn._framework import required
+from syntonic_jax.nn._softmax import (
+    attention,
+    attention_path,
+    check_softmax_mode,
+    keyed_initialiser,
+    required_size,
+    softmax_or_loss,
+    weights_of,
+)
+
+with required("flax", "flax"):
+    from flax import linen as nn
+    from flax.linen.dtypes import canonicalize_dtype
+    from flax.typing import Dtype, Initializer
+
+_KERNEL_INIT = jax.nn.initializers.lecun_normal()  # Flax's own for dense layers
+
+
+def _mode_norms(module: Any, argument: str, size: int | None) -> Any:
+    """The parameter of learned mode; None in the others."""
+    name = type(module).__name__
+    if check_softmax_mode(name, module.mode) != "learned":
+        return None
+    shape = required_size(name, argument, module.mode, size)
+    init = keyed_initialiser(name, module.mode_norms_init)
+    return module.param("mode_norms", init, shape, module.param_dtype)
+
+
+class SyntonicSoftmax(nn.Module):
+    """Softmax whose classes have weights: learned, provided in the call, or none.
+
+    The result has the dtype that Flax's layers give: with float32 mode norms, bfloat16 data give
+    float32. Without a parameter it has that of x.
+
+    Attributes:
+      mode: ``'learned'`` (weights exp(−mode_norms/φ), with a parameter ``mode_norms`` of the size
+        of the axis), ``'provided'`` (a ``syntony`` in the call) or ``'identity'`` (the usual
+        softmax).
+      num_features: the size of the axis (default: whatever it is in the first call).
+      axis: the axis along which the result sums to 1.
+      scale: factor of the logarithms of the weights; a number.
+      dtype: the dtype of the result (default: the promoted dtype of x and ``mode_norms``).
+      param_dtype: the dtype of ``mode_norms``.
+      mode_norms_init: initialiser of ``mode_norms``: ``'ones'``, which weighs all alike,
+        ``'index_squared'`` (0, 1, 4, 9, …) or a function of key, shape and dtype.
+      implementation: see :func:`syntonic_jax.syntonic_softmax`.
+
+    Raises (when called):
+      ValueError: unknown mode or initialiser, a syntony in another mode or none in its own, an axis
+        of another size; ``flax.errors.ScopeParamShapeError`` for parameters of another size.
+      TypeError: data that are not real floating point.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import numpy as np
+    >>> from syntonic_jax.nn.linen import SyntonicSoftmax
+    >>> softmax = SyntonicSoftmax(mode_norms_init="index_squared")
+    >>> y, variables = softmax.init_with_output(jax.random.key(0), jnp.zeros(3))
+    >>> print(np.asarray(y).round(3))
+    [0.616 0.332 0.052]
+    """
+
+    mode: str = "learned"
+    num_features: int | None = None
+    axis: int = -1
+    scale: float = 1.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    mode_norms_init: str | Initializer = "ones"
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        syntony: jax.Array | None = None,
+        *,
+        where: jax.Array | None = None,
+        labels: jax.Array | None = None,
+    ) -> jax.Array:
+        """The probabilities, of the shape of x; 0 where ``where`` is false.
+
+        With integer ``labels``, of the shape of x without the axis, the cross entropy in their
+        place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
+        """
+        name, size = type(self).__name__, self.num_features
+        if size is None and -jnp.ndim(x) <= self.axis < jnp.ndim(x):
+            size = jnp.shape(x)[self.axis]
+        norms = _mode_norms(self, "num_features", size)
+        return softmax_or_loss(
+            x,
+            labels,
+            canonicalize_dtype(x, norms, dtype=self.dtype),
+            **weights_of(name, self.mode, norms, syntony),
+            scale=self.scale,
+            axis=self.axis,
+            where=where,
+            implementation=self.implementation,
+        )
+
+
+class SyntonicClassifier(nn.Module):
+    """A dense layer and a `SyntonicSoftmax` of its features: ``dense`` and ``softmax``.
+
+    Attributes:
+      num_classes: the number of classes.
+      mode: see :class:`SyntonicSoftmax`.
+      scale: see :class:`SyntonicSoftmax`.
+      dtype: the dtype of logits and probabilities (default: Flax's for a dense layer).
+      param_dtype: the dtype of all parameters.
+      use_bias: whether the dense layer has a ``bias``.
+      kernel_init: initialiser of its ``kernel``.
+      bias_init: initialiser of its ``bias``.
+      mode_norms_init: see :class:`SyntonicSoftmax`.
+      implementation: see :func:`syntonic_jax.syntonic_softmax`.
+
+    Raises (when called):
+      ValueError: unknown mode or initialiser, a syntony in another mode or none in its own, labels
+        of another shape.
+      TypeError: labels that are not integers.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from syntonic_jax.nn.linen import SyntonicClassifier
+    >>> classifier, x = SyntonicClassifier(4), jnp.ones((2, 8))
+    >>> y, variables = classifier.init_with_output(jax.random.key(0), x)
+    >>> y.shape, classifier.apply(variables, x, jnp.array([1, 3]), method="loss").shape
+    ((2, 4), (2,))
+    """
+
+    num_classes: int
+    mode: str = "learned"
+    scale: float = 1.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    kernel_init: Initializer = _KERNEL_INIT
+    bias_init: Initializer = jax.nn.initializers.zeros
+    mode_norms_init: str | Initializer = "ones"
+    implementation: str | None = None
+
+    def setup(self):
+        """Makes the two layers, which both methods use."""
+        self.dense = nn.Dense(
+            self.num_classes,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        self.softmax = SyntonicSoftmax(
+            self.mode,
+            self.num_classes,
+            scale=self.scale,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            mode_norms_init=self.mode_norms_init,
+            implementation=self.implementation,
+        )
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        syntony: jax.Array | None = None,
+        *,
+        where: jax.Array | None = None,
+    ) -> jax.Array:
+        """The probabilities ``[..., num_classes]`` of inputs ``[..., features]``."""
+        return self.softmax(self.dense(inputs), syntony, where=where)
+
+    def loss(
+        self,
+        inputs: jax.Array,
+        labels: jax.Array,
+        syntony: jax.Array | None = None,
+        *,
+        where: jax.Array | None = None,
+    ) -> jax.Array:
+        """The cross entropy ``[...]`` with integer labels ``[...]``, without the probabilities.
+
+        In float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
+        """
+        return self.softmax(self.dense(inputs), syntony, where=where, labels=labels)
+
+
+class SyntonicAttention(nn.Module):
+    """Multi-head attention whose key positions have weights.
+
+    The parameters ``query``, ``key``, ``value`` and ``out`` are those of
+    ``linen.MultiHeadAttention``, so its variables load here; in learned mode there is
+    ``mode_norms`` beside them, one number a key position. Attention is
+    `jax.nn.dot_product_attention` of logits to which scale · log w of their key is added. How it is
+    added is what ``path`` says:
+
+    - ``'none'``: in identity mode it is not.
+    - ``'bias'``: as a bias of one number a key, which XLA broadcasts inside its fusion.
+    - ``'folded'``: as three to ten more features of queries, keys and values, up to a multiple of
+      eight. cuDNN would want a bias for every query: batch · queries · keys numbers.
+
+    A row of the mask without any key attends to all of them alike, as in jax.
+
+    Attributes:
+      num_heads: the number of heads.
+      num_positions: the number of mode norms, at least that of key positions (default: that of the
+        first call).
+      mode: see :class:`SyntonicSoftmax`.
+      scale: see :class:`SyntonicSoftmax`.
+      qkv_features: the features of all heads together (default: those of the queries).
+      out_features: the size of the last axis of the result (default: that of the queries).
+      dtype: the dtype of the computation (default: Flax's for a dense layer).
+      param_dtype: the dtype of all parameters.
+      use_bias: whether the four dense layers have a ``bias``.
+      kernel_init: initialiser of their ``kernel``.
+      bias_init: initialiser of their ``bias``.
+      mode_norms_init: see :class:`SyntonicSoftmax`.
+      implementation: that of `jax.nn.dot_product_attention`: ``None``, ``'xla'`` or ``'cudnn'``.
+      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone.
+
+    Raises (when called):
+      ValueError: unknown mode, initialiser or weighting, features that the heads do not divide,
+        more keys than mode norms, a syntony of another shape, in another mode or none in its own.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from syntonic_jax.nn.linen import SyntonicAttention
+    >>> attention, x = SyntonicAttention(2, num_positions=16), jnp.ones((3, 5, 8))
+    >>> variables = attention.init(jax.random.key(0), x)
+    >>> attention.apply(variables, x, is_causal=True).shape, attention.path
+    ((3, 5, 8), 'bias')
+    """
+
+    num_heads: int
+    num_positions: int | None = None
+    mode: str = "learned"
+    scale: float = 1.0
+    qkv_features: int | None = None
+    out_features: int | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    kernel_init: Initializer = _KERNEL_INIT
+    bias_init: Initializer = jax.nn.initializers.zeros
+    mode_norms_init: str | Initializer = "ones"
+    implementation: Any = None
+    weighting: str | None = None
+
+    @property
+    def path(self) -> str:
+        """How the weights reach attention: ``'none'``, ``'bias'`` or ``'folded'``."""
+        return attention_path(type(self).__name__, self.mode, self.weighting, self.implementation)
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        is_causal: bool = False,
+        syntony: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attention of queries ``[batch, queries, features]``, or without a batch.
+
+        Keys are by default the queries, values by default the keys. ``mask`` is boolean and
+        broadcastable to ``[batch, heads, queries, keys]``; ``syntony``, in provided mode, has the
+        shape ``[keys]`` or ``[batch, keys]``.
+        """
+        name, width = type(self).__name__, jnp.shape(inputs_q)[-1]
+        inputs_k = inputs_q if inputs_k is None else inputs_k
+        inputs_v = inputs_k if inputs_v is None else inputs_v
+        features = self.qkv_features or width
+        if features % self.num_heads:
+            raise ValueError(
+                f"{name}: qkv_features must be a multiple of the {self.num_heads} heads, "
+                f"got {features}"
+            )
+
+        def dense(name: str, features: Any, axis: Any = -1):
+            return nn.DenseGeneral(
+                features,
+                axis=axis,
+                name=name,
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+            )
+
+        heads = (self.num_heads, features // self.num_heads)
+        query, key, value = (
+            dense(part, heads)(x)
+            for part, x in (("query", inputs_q), ("key", inputs_k), ("value", inputs_v))
+        )
+        positions = self.num_positions or jnp.shape(inputs_k)[-2]
+        norms = _mode_norms(self, "num_positions", positions)
+        y = attention(
+            name,
+            self.path,
+            query,
+            key,
+            value,
+            **weights_of(name, self.mode, norms, syntony),
+            scale=self.scale,
+            mask=mask,
+            is_causal=is_causal,
+            implementation=self.implementation,
+        )
+        return dense("out", self.out_features or width, (-2, -1))(y)

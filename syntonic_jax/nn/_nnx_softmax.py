@@ -1,0 +1,346 @@
+"""Softmax layers for Flax NNX: what `syntonic_jax.nn.nnx` has of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from syntonic_jax.nn._framework import required
+from syntonic_jax.nn._softmax import (
+    attention,
+    attention_path,
+    check_softmax_mode,
+    keyed_initialiser,
+    required_size,
+    softmax_or_loss,
+    weights_of,
+)
+
+with required("flax", "flax"):
+    from flax import nnx
+    from flax.nnx.nn.dtypes import canonicalize_dtype
+    from flax.typing import Dtype, Initializer
+
+_KERNEL_INIT = jax.nn.initializers.lecun_normal()  # Flax's own for dense layers
+
+
+def _mode_norms(layer, argument, mode, size, init, dtype, rngs) -> Any:
+    """The parameter of learned mode; None in the others, which draw no key."""
+    if mode != "learned":
+        return nnx.data(None)
+    shape, init = required_size(layer, argument, mode, size), keyed_initialiser(layer, init)
+    if rngs is None:
+        raise ValueError(f"{layer}: rngs must be given in mode 'learned', got None")
+    return nnx.Param(init(rngs.params(), shape, dtype))
+
+
+class SyntonicSoftmax(nnx.Module):
+    """Softmax whose classes have weights: learned, provided in the call, or none.
+
+    The result has the dtype that Flax's layers give: with float32 mode norms, bfloat16 data give
+    float32. Without a parameter it has that of x.
+
+    Args:
+      mode: ``'learned'`` (weights exp(−mode_norms/φ), with a parameter ``mode_norms`` of shape
+        ``(num_features,)``), ``'provided'`` (a ``syntony`` in the call) or ``'identity'`` (the
+        usual softmax).
+      num_features: the size of the axis; needed in learned mode.
+      axis: the axis along which the result sums to 1.
+      scale: factor of the logarithms of the weights; a number.
+      dtype: the dtype of the result (default: the promoted dtype of x and ``mode_norms``).
+      param_dtype: the dtype of ``mode_norms``.
+      mode_norms_init: initialiser of ``mode_norms``: ``'ones'``, which weighs all alike,
+        ``'index_squared'`` (0, 1, 4, 9, …) or a function of key, shape and dtype.
+      rngs: where the initialiser's key comes from; needed in learned mode.
+      implementation: see :func:`syntonic_jax.syntonic_softmax`.
+
+    Raises:
+      ValueError: unknown mode or initialiser, something needed is missing (when built); a syntony
+        in another mode or none in its own, an axis of another size (when called).
+      TypeError: data that are not real floating point.
+
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import SyntonicSoftmax
+    >>> softmax = SyntonicSoftmax("learned", 3, mode_norms_init="index_squared", rngs=nnx.Rngs(0))
+    >>> print(np.asarray(softmax(jnp.zeros(3))).round(3))
+    [0.616 0.332 0.052]
+    """
+
+    def __init__(
+        self,
+        mode: str = "learned",
+        num_features: int | None = None,
+        axis: int = -1,
+        scale: float = 1.0,
+        *,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        mode_norms_init: str | Initializer = "ones",
+        rngs: nnx.Rngs | None = None,
+        implementation: str | None = None,
+    ):
+        name = type(self).__name__
+        self.mode = check_softmax_mode(name, mode)
+        self.mode_norms = _mode_norms(
+            name, "num_features", mode, num_features, mode_norms_init, param_dtype, rngs
+        )
+        self.num_features = num_features
+        self.axis = axis
+        self.scale = scale
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.implementation = implementation
+
+    def __call__(
+        self,
+        x: jax.Array,
+        syntony: jax.Array | None = None,
+        *,
+        where: jax.Array | None = None,
+        labels: jax.Array | None = None,
+    ) -> jax.Array:
+        """The probabilities, of the shape of x; 0 where ``where`` is false.
+
+        With integer ``labels``, of the shape of x without the axis, the cross entropy in their
+        place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
+        """
+        norms = None if self.mode_norms is None else self.mode_norms[...]
+        return softmax_or_loss(
+            x,
+            labels,
+            canonicalize_dtype(x, norms, dtype=self.dtype),
+            **weights_of(type(self).__name__, self.mode, norms, syntony),
+            scale=self.scale,
+            axis=self.axis,
+            where=where,
+            implementation=self.implementation,
+        )
+
+
+class SyntonicClassifier(nnx.Module):
+    """A dense layer and a `SyntonicSoftmax` of its features: ``dense`` and ``softmax``.
+
+    Args:
+      in_features: the size of the last axis of the inputs.
+      num_classes: the number of classes.
+      mode: see :class:`SyntonicSoftmax`.
+      scale: see :class:`SyntonicSoftmax`.
+      dtype: the dtype of logits and probabilities (default: Flax's for a dense layer).
+      param_dtype: the dtype of all parameters.
+      use_bias: whether the dense layer has a ``bias``.
+      kernel_init: initialiser of its ``kernel``.
+      bias_init: initialiser of its ``bias``.
+      mode_norms_init: see :class:`SyntonicSoftmax`.
+      rngs: where the initialisers' keys come from.
+      implementation: see :func:`syntonic_jax.syntonic_softmax`.
+
+    Raises:
+      ValueError: unknown mode or initialiser (when built); a syntony in another mode or none in its
+        own, labels of another shape (when called).
+      TypeError: labels that are not integers.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import SyntonicClassifier
+    >>> classifier = SyntonicClassifier(8, 4, rngs=nnx.Rngs(0))
+    >>> x, labels = jnp.ones((2, 8)), jnp.array([1, 3])
+    >>> classifier(x).shape, classifier.loss(x, labels).shape
+    ((2, 4), (2,))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        mode: str = "learned",
+        scale: float = 1.0,
+        *,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        kernel_init: Initializer = _KERNEL_INIT,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        mode_norms_init: str | Initializer = "ones",
+        rngs: nnx.Rngs,
+        implementation: str | None = None,
+    ):
+        check_softmax_mode(type(self).__name__, mode)
+        self.dense = nnx.Linear(
+            in_features,
+            num_classes,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+        )
+        self.softmax = SyntonicSoftmax(
+            mode,
+            num_classes,
+            scale=scale,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            mode_norms_init=mode_norms_init,
+            rngs=rngs,
+            implementation=implementation,
+        )
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        syntony: jax.Array | None = None,
+        *,
+        where: jax.Array | None = None,
+    ) -> jax.Array:
+        """The probabilities ``[..., num_classes]`` of inputs ``[..., in_features]``."""
+        return self.softmax(self.dense(inputs), syntony, where=where)
+
+    def loss(
+        self,
+        inputs: jax.Array,
+        labels: jax.Array,
+        syntony: jax.Array | None = None,
+        *,
+        where: jax.Array | None = None,
+    ) -> jax.Array:
+        """The cross entropy ``[...]`` with integer labels ``[...]``, without the probabilities.
+
+        In float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
+        """
+        return self.softmax(self.dense(inputs), syntony, where=where, labels=labels)
+
+
+class SyntonicAttention(nnx.Module):
+    """Multi-head attention whose key positions have weights.
+
+    The parameters ``query``, ``key``, ``value`` and ``out`` are those of
+    ``nnx.MultiHeadAttention``, so its state loads here; in learned mode there is ``mode_norms``
+    beside them, one number a key position. Attention is `jax.nn.dot_product_attention` of logits to
+    which scale · log w of their key is added. How it is added is what ``path`` says:
+
+    - ``'none'``: in identity mode it is not.
+    - ``'bias'``: as a bias of one number a key, which XLA broadcasts inside its fusion.
+    - ``'folded'``: as three to ten more features of queries, keys and values, up to a multiple of
+      eight. cuDNN would want a bias for every query: batch · queries · keys numbers.
+
+    A row of the mask without any key attends to all of them alike, as in jax.
+
+    Args:
+      num_heads: the number of heads.
+      in_features: the size of the last axis of all inputs.
+      num_positions: the number of mode norms, at least that of key positions; needed in learned
+        mode.
+      mode: see :class:`SyntonicSoftmax`.
+      scale: see :class:`SyntonicSoftmax`.
+      qkv_features: the features of all heads together (default: ``in_features``).
+      out_features: the size of the last axis of the result (default: ``in_features``).
+      dtype: the dtype of the computation (default: Flax's for a dense layer).
+      param_dtype: the dtype of all parameters.
+      use_bias: whether the four dense layers have a ``bias``.
+      kernel_init: initialiser of their ``kernel``.
+      bias_init: initialiser of their ``bias``.
+      mode_norms_init: see :class:`SyntonicSoftmax`.
+      rngs: where the initialisers' keys come from.
+      implementation: that of `jax.nn.dot_product_attention`: ``None``, ``'xla'`` or ``'cudnn'``.
+      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone.
+
+    Raises:
+      ValueError: unknown mode, initialiser or weighting, features that the heads do not divide,
+        something needed is missing (when built); more keys than mode norms, a syntony of another
+        shape, in another mode or none in its own (when called).
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from syntonic_jax.nn.nnx import SyntonicAttention
+    >>> attention = SyntonicAttention(2, 8, num_positions=16, rngs=nnx.Rngs(0))
+    >>> attention(jnp.ones((3, 5, 8)), is_causal=True).shape, attention.path
+    ((3, 5, 8), 'bias')
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        num_positions: int | None = None,
+        mode: str = "learned",
+        scale: float = 1.0,
+        *,
+        qkv_features: int | None = None,
+        out_features: int | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        kernel_init: Initializer = _KERNEL_INIT,
+        bias_init: Initializer = jax.nn.initializers.zeros,
+        mode_norms_init: str | Initializer = "ones",
+        rngs: nnx.Rngs,
+        implementation: Any = None,
+        weighting: str | None = None,
+    ):
+        name = type(self).__name__
+        self.mode = check_softmax_mode(name, mode)
+        self.path = attention_path(name, mode, weighting, implementation)
+        features = in_features if qkv_features is None else qkv_features
+        if features % num_heads:
+            raise ValueError(
+                f"{name}: qkv_features must be a multiple of the {num_heads} heads, got {features}"
+            )
+        heads = (num_heads, features // num_heads)
+        options: Any = {
+            "use_bias": use_bias,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "kernel_init": kernel_init,
+            "bias_init": bias_init,
+            "rngs": rngs,
+        }
+        # The order in which nnx.MultiHeadAttention draws its keys.
+        self.query = nnx.LinearGeneral(in_features, heads, **options)
+        self.key = nnx.LinearGeneral(in_features, heads, **options)
+        self.value = nnx.LinearGeneral(in_features, heads, **options)
+        out = in_features if out_features is None else out_features
+        self.out = nnx.LinearGeneral(heads, out, axis=(-2, -1), **options)
+        self.mode_norms = _mode_norms(
+            name, "num_positions", mode, num_positions, mode_norms_init, param_dtype, rngs
+        )
+        self.num_heads = num_heads
+        self.num_positions = num_positions
+        self.scale = scale
+        self.implementation = implementation
+
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        is_causal: bool = False,
+        syntony: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attention of queries ``[batch, queries, in_features]``, or without a batch.
+
+        Keys are by default the queries, values by default the keys. ``mask`` is boolean and
+        broadcastable to ``[batch, heads, queries, keys]``; ``syntony``, in provided mode, has the
+        shape ``[keys]`` or ``[batch, keys]``.
+        """
+        name = type(self).__name__
+        inputs_k = inputs_q if inputs_k is None else inputs_k
+        inputs_v = inputs_k if inputs_v is None else inputs_v
+        norms = None if self.mode_norms is None else self.mode_norms[...]
+        y = attention(
+            name,
+            self.path,
+            self.query(inputs_q),
+            self.key(inputs_k),
+            self.value(inputs_v),
+            **weights_of(name, self.mode, norms, syntony),
+            scale=self.scale,
+            mask=mask,
+            is_causal=is_causal,
+            implementation=self.implementation,
+        )
+        return self.out(y)

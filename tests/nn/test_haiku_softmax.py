@@ -1,0 +1,98 @@
+"""The softmax layers of Haiku."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import pytest
+from layer_contract import Layer
+from softmax_layer_contract import (
+    FEATURES,
+    HEADS,
+    POSITIONS,
+    AttentionContract,
+    ClassifierContract,
+    SoftmaxContract,
+)
+
+from syntonic_jax.nn.haiku import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+
+
+def layer_of(make, x, call=None, method="__call__") -> Layer:
+    @hk.transform
+    def f(*args, **kwargs):
+        return getattr(make(), method)(*args, **kwargs)
+
+    @hk.transform
+    def values(*args, **kwargs):
+        return make()(*args, **kwargs)
+
+    return Layer(
+        lambda: values.init(jax.random.key(0), x, **(call or {})),
+        lambda parameters, *args, **kwargs: f.apply(parameters, None, *args, **kwargs),
+    )
+
+
+class TestSyntonicSoftmax(SoftmaxContract):
+    keyed = False
+
+    def build(self, x, call=None, **options):
+        return layer_of(lambda: SyntonicSoftmax(**options), x, call)
+
+    def empty(self, layer, call):
+        return {}
+
+    def test_the_parameter_has_the_dtype_of_the_data(self, rng):
+        x = self.data(rng, "bfloat16")
+        (norms,) = jax.tree.leaves(self.build(x).init())
+        assert norms.dtype == jnp.bfloat16
+
+
+class TestSyntonicClassifier(ClassifierContract):
+    dense = ("['w']", "['b']")
+
+    def build(self, x, method="__call__", **options):
+        return layer_of(lambda: SyntonicClassifier(**options), x, method=method)
+
+
+class TestSyntonicAttention(AttentionContract):
+    def build(self, x, call=None, **options):
+        options = {"name": "multi_head_attention", **options}
+        return layer_of(lambda: SyntonicAttention(HEADS, FEATURES // HEADS, **options), x, call)
+
+    def theirs(self, x):
+        init = hk.initializers.TruncatedNormal(0.3)
+
+        @hk.transform
+        def f(x, mask):
+            return hk.MultiHeadAttention(HEADS, FEATURES // HEADS, w_init=init)(x, x, x, mask)
+
+        return Layer(
+            lambda: f.init(jax.random.key(0), x, None),
+            lambda parameters, x, mask: f.apply(parameters, None, x, mask),
+        )
+
+    def path(self, **options):
+        def layer():
+            return SyntonicAttention(HEADS, FEATURES // HEADS, POSITIONS, **options).path
+
+        return hk.testing.transform_and_run(layer)()
+
+    def project(self, parameters, x):
+        def dense(name, x):
+            values = parameters[f"multi_head_attention/{name}"]
+            return jnp.dot(x, values["w"]) + values["b"]
+
+        def heads(name):
+            y = dense(name, x)
+            return y.reshape(*y.shape[:-1], HEADS, FEATURES // HEADS)
+
+        def after(y):
+            return dense("linear", y.reshape(*y.shape[:-2], FEATURES))
+
+        return heads("query"), heads("key"), heads("value"), after
+
+    def test_size_of_the_model(self, rng, x):
+        layer = self.build(x, model_size=5)
+        assert layer.apply(layer.init(), x).shape == (2, POSITIONS, 5)
+        with pytest.raises(ValueError, match=r"SyntonicAttention: mode must be one of"):
+            self.path(mode="golden")

@@ -1,0 +1,91 @@
+"""The softmax layers of Flax Linen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from layer_contract import Layer, normal
+from softmax_layer_contract import (
+    CLASSES,
+    HEADS,
+    POSITIONS,
+    AttentionContract,
+    ClassifierContract,
+    SoftmaxContract,
+)
+
+from syntonic_jax.nn.linen import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+
+
+def layer_of(layer, x, call=None, method="__call__") -> Layer:
+    def apply(variables, *args, **kwargs):
+        return layer.apply(variables, *args, method=method, **kwargs)
+
+    return Layer(lambda: layer.init(jax.random.key(0), x, **(call or {})), apply)
+
+
+class TestSyntonicSoftmax(SoftmaxContract):
+    def build(self, x, call=None, **options):
+        return layer_of(SyntonicSoftmax(**options), x, call)
+
+    def empty(self, layer, call):
+        return {}
+
+    @pytest.mark.parametrize("dtype", [None, "bfloat16", "float32"])
+    def test_dtype_arguments(self, rng, dtype):
+        x = self.data(rng, "bfloat16")
+        softmax = SyntonicSoftmax(dtype=dtype, param_dtype="float16")
+        y, variables = softmax.init_with_output(jax.random.key(0), x)
+        assert variables["params"]["mode_norms"].dtype == jnp.float16
+        assert y.dtype == (dtype or jnp.promote_types("bfloat16", "float16"))
+
+
+class TestSyntonicClassifier(ClassifierContract):
+    dense = ("['kernel']", "['bias']")
+
+    def build(self, x, method="__call__", **options):
+        return layer_of(SyntonicClassifier(**options), x, method=method)
+
+    def test_dtype_arguments(self, x):
+        classifier = SyntonicClassifier(CLASSES, dtype="bfloat16")
+        y, variables = classifier.init_with_output(jax.random.key(0), x)
+        assert y.dtype == jnp.bfloat16
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+class TestSyntonicAttention(AttentionContract):
+    def build(self, x, call=None, **options):
+        return layer_of(SyntonicAttention(HEADS, **options), x, call)
+
+    def theirs(self, x):
+        layer = layer_of(nn.MultiHeadAttention(HEADS), x)
+        return Layer(layer.init, lambda variables, x, mask: layer.apply(variables, x, mask=mask))
+
+    def path(self, **options):
+        return SyntonicAttention(HEADS, POSITIONS, **options).path
+
+    def project(self, parameters, x):
+        tree = parameters["params"]
+
+        def heads(name):
+            kernel, bias = tree[name]["kernel"], tree[name]["bias"]
+            return jnp.einsum("...f,fhd->...hd", x, kernel) + bias
+
+        def after(y):
+            return jnp.einsum("...hd,hdf->...f", y, tree["out"]["kernel"]) + tree["out"]["bias"]
+
+        return heads("query"), heads("key"), heads("value"), after
+
+    def test_initialisers_draw_what_multi_head_attention_draws(self, x):
+        ours = jax.tree.leaves(self.build(x, mode="identity").init())
+        for a, b in zip(ours, jax.tree.leaves(self.theirs(x).init()), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_features_that_heads_do_not_divide(self, rng):
+        x = normal(rng, POSITIONS, 7)
+        with pytest.raises(ValueError, match=r"SyntonicAttention: qkv_features .*got 7"):
+            self.build(x).init()
+        attention = SyntonicAttention(HEADS, qkv_features=6, out_features=4)
+        y, _ = attention.init_with_output(jax.random.key(0), x)
+        assert y.shape == (POSITIONS, 4)
