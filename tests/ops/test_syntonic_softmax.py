@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 import oracles_softmax
 import pytest
+import softmax_cases
 from jax.test_util import check_grads
 from softmax_cases import MODES, check, draw, operation
 
