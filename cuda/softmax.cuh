@@ -10,6 +10,8 @@ namespace syntonic {
 
 template <class A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();
+template <class A>
+constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
 
 // The larger number, or NaN if either is: what CUDA's own maximum drops.
 template <class A>
@@ -40,7 +42,7 @@ struct MaxSum {
   // For a sum relative to `max`: what turns exp(z - base(max)) into probabilities.
   __device__ A share(A max) const {
     if (sum == A(0)) return A(0);
-    if (this->max == -kInfinity<A>) return std::numeric_limits<A>::quiet_NaN();
+    if (this->max == -kInfinity<A>) return kNaN<A>;
     return factor(max, this->max) / sum;
   }
 };
@@ -194,6 +196,10 @@ bool whole_packs(const SoftmaxLogits& logits, int64_t length, const P*... others
   return length % kVector<T> == 0 &&
          all_aligned(logits.x, logits.bias, logits.weights, logits.mask, others...);
 }
+
+// Whether rows may be held in registers. Those of float64 are all streamed: fewer kernels to build.
+template <class T>
+constexpr bool kHeld = sizeof(T) < 8;
 
 // Teams for rows that are streamed through, a few packs of a thread at a time.
 constexpr int kStreamPacks = 4;

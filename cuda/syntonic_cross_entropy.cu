@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     const A z = logit_at(a.logits, scale, row * a.width, group * a.width, label);
     loss = (total.max - z) + log_sum;
   } else {
-    loss = label < 0 || label >= a.width ? std::numeric_limits<A>::quiet_NaN() : kInfinity<A>;
+    loss = label < 0 || label >= a.width ? kNaN<A> : kInfinity<A>;
   }
   a.loss[row] = loss;
   if (!a.max) return;

@@ -223,21 +223,20 @@ template <class T>
 Status run_rows(Stream stream, const SyntonicSoftmax& call) {
   const Planes& shape = call.logits.shape;
   const bool aligned = whole_packs<T>(call.logits, shape.width, call.y);
-  const RowPlan plan =
-      aligned ? plan_rows(shape.width, kVector<T>, true, softmax_rows<T, 4>, kForwardTuning)
-              : plan_stream<T>(shape.width);
+  RowPlan plan = plan_stream<T>(shape.width);
+  if constexpr (kHeld<T>) {
+    if (aligned) {
+      plan = plan_rows(shape.width, kVector<T>, true, softmax_rows<T, 4>, kForwardTuning);
+    }
+  }
   const Arguments<T> arguments(call, plan.team);
   const Grid grid = grid_of_rows(plan, shape.rows());
-  switch (plan.packs) {
-    case 2:
-      return launch(stream, grid, softmax_rows<T, 2>, arguments);
-    case 4:
-      return launch(stream, grid, softmax_rows<T, 4>, arguments);
-    case 8:
-      return launch(stream, grid, softmax_rows<T, 8>, arguments);
-    default:
-      return launch(stream, grid, softmax_stream<T>, arguments, aligned);
+  if constexpr (kHeld<T>) {
+    if (plan.packs == 2) return launch(stream, grid, softmax_rows<T, 2>, arguments);
+    if (plan.packs == 4) return launch(stream, grid, softmax_rows<T, 4>, arguments);
+    if (plan.packs == 8) return launch(stream, grid, softmax_rows<T, 8>, arguments);
   }
+  return launch(stream, grid, softmax_stream<T>, arguments, aligned);
 }
 
 template <class T>
@@ -264,8 +263,13 @@ Status syntonic_softmax(Stream stream, const SyntonicSoftmax& call) {
 Status load_syntonic_softmax(DType dtype) {
   const Status status = with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    return load_kernels(softmax_rows<T, 2>, softmax_rows<T, 4>, softmax_rows<T, 8>,
-                        softmax_stream<T>, softmax_planes<T>);
+    Status status = load_kernels(softmax_stream<T>, softmax_planes<T>);
+    if constexpr (kHeld<T>) {
+      if (status == kSuccess) {
+        status = load_kernels(softmax_rows<T, 2>, softmax_rows<T, 4>, softmax_rows<T, 8>);
+      }
+    }
+    return status;
   });
   return status == kSuccess ? load_syntonic_softmax_cotangent(dtype) : status;
 }

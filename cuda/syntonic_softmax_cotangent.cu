@@ -104,43 +104,56 @@ PullArguments<T> arguments_of(const SyntonicSoftmaxCotangent& call, int team) {
 }
 
 template <Pull kPull, class T>
-Status run_rows(Stream stream, const SyntonicSoftmaxCotangent& call) {
+Status run_stream(Stream stream, const SyntonicSoftmaxCotangent& call, const RowPlan& plan,
+                  bool aligned) {
+  using A = Acc<T>;
+  const int64_t rows = call.logits.shape.rows();
+  A* scratch = static_cast<A*>(call.scratch);
+  // s of every row is left at the front of the scratch memory for the sums of columns.
+  const int64_t kept = call.d_bias ? ceil_div(rows, 4) * 4 : 0;
+  if (kept > call.scratch_size) return cudaErrorInvalidValue;
+  PullArguments<T> arguments = arguments_of<T>(call, plan.team);
+  arguments.row_sums = call.d_bias ? scratch : nullptr;
+  const Status status =
+      launch(stream, grid_of_rows(plan, rows), pull_stream<kPull, T>, arguments, aligned);
+  if (status != kSuccess || !call.d_bias) return status;
+  return sum_columns<kPull>(stream, arguments, aligned, call.partials, static_cast<A*>(call.d_bias),
+                            scratch + kept, call.scratch_size - kept);
+}
+
+template <Pull kPull, class T>
+Status run_held(Stream stream, const SyntonicSoftmaxCotangent& call, const RowPlan& plan) {
   using A = Acc<T>;
   const Planes& shape = call.logits.shape;
-  const bool aligned = whole_packs<T>(call.logits, shape.width, call.y, call.ct, call.d_z,
-                                      call.d_bias, call.scratch);
-  const RowPlan plan =
-      aligned ? plan_rows(shape.width, kVector<T>, true, pull_rows<kPull, T, 2>, kPullTuning)
-              : plan_stream<T>(shape.width);
-  PullArguments<T> arguments = arguments_of<T>(call, plan.team);
   A* d_bias = static_cast<A*>(call.d_bias);
-  A* scratch = static_cast<A*>(call.scratch);
   Grid grid = grid_of_rows(plan, shape.rows());
-  if (plan.packs == 0) {
-    // s of every row is left at the front of the scratch memory for the sums of columns.
-    const int64_t kept = d_bias ? ceil_div(shape.rows(), 4) * 4 : 0;
-    if (kept > call.scratch_size) return cudaErrorInvalidValue;
-    arguments.row_sums = d_bias ? scratch : nullptr;
-    const Status status = launch(stream, grid, pull_stream<kPull, T>, arguments, aligned);
-    if (status != kSuccess || !d_bias) return status;
-    return sum_columns<kPull>(stream, arguments, aligned, call.partials, d_bias, scratch + kept,
-                              call.scratch_size - kept);
-  }
   const auto kernel = plan.packs == 2 ? pull_rows<kPull, T, 2> : pull_rows<kPull, T, 4>;
   const int teams = teams_per_block(plan);
   const int64_t resident = resident_blocks(grid, kernel) / grid.cluster;
-  const int64_t rows = shape.rows() / call.partials;
   // Without sums nothing is gained by few workers.
-  const Workers workers =
-      d_bias ? plan_workers(call.partials, rows, teams, resident, shape.width, call.scratch_size)
-             : Workers{1, shape.rows(), ceil_div(shape.rows(), teams)};
-  return gather_columns(stream, workers, shape.width, FoldTargets<A>{d_bias, nullptr}, scratch,
+  const Workers workers = d_bias ? plan_workers(call.partials, shape.rows() / call.partials, teams,
+                                                resident, shape.width, call.scratch_size)
+                                 : Workers{1, shape.rows(), ceil_div(shape.rows(), teams)};
+  return gather_columns(stream, workers, shape.width, FoldTargets<A>{d_bias, nullptr}, call.scratch,
                         [&](const FoldTargets<A>& sums, int64_t stride) {
                           const int64_t units = workers.partials * workers.members;
                           grid.blocks = (d_bias ? std::min(units, resident) : units) * grid.cluster;
-                          return launch(stream, grid, kernel, arguments, workers, sums.first,
-                                        stride);
+                          return launch(stream, grid, kernel, arguments_of<T>(call, plan.team),
+                                        workers, sums.first, stride);
                         });
+}
+
+template <Pull kPull, class T>
+Status run_rows(Stream stream, const SyntonicSoftmaxCotangent& call) {
+  const int64_t width = call.logits.shape.width;
+  const bool aligned =
+      whole_packs<T>(call.logits, width, call.y, call.ct, call.d_z, call.d_bias, call.scratch);
+  RowPlan plan = plan_stream<T>(width);
+  if constexpr (kHeld<T>) {
+    if (aligned) plan = plan_rows(width, kVector<T>, true, pull_rows<kPull, T, 2>, kPullTuning);
+    if (plan.packs != 0) return run_held<kPull, T>(stream, call, plan);
+  }
+  return run_stream<kPull, T>(stream, call, plan, aligned);
 }
 
 template <Pull kPull, class T>
@@ -157,8 +170,12 @@ Status run_planes(Stream stream, const SyntonicSoftmaxCotangent& call) {
 
 template <Pull kPull, class T>
 Status load_kernels_of() {
-  return load_kernels(pull_rows<kPull, T, 2>, pull_rows<kPull, T, 4>, pull_stream<kPull, T>,
-                      pull_columns<kPull, T>, pull_planes<kPull, T>, fold_columns<Acc<T>>);
+  Status status = load_kernels(pull_stream<kPull, T>, pull_columns<kPull, T>, pull_planes<kPull, T>,
+                               fold_columns<Acc<T>>);
+  if constexpr (kHeld<T>) {
+    if (status == kSuccess) status = load_kernels(pull_rows<kPull, T, 2>, pull_rows<kPull, T, 4>);
+  }
+  return status;
 }
 
 }  // namespace

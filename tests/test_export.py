@@ -97,10 +97,9 @@ TARGETS = {
     "batch_norm_inference": {"golden_batch_norm_sums"},
     "layer_norm": {"golden_layer_norm", "golden_layer_norm_cotangent"},
     "layer_norm_axes": {"golden_layer_norm", "golden_layer_norm_cotangent"},
-    # No kernels yet.
-    "softmax": set(),
-    "log_softmax": set(),
-    "cross_entropy": set(),
+    "softmax": {"softmax", "softmax_cotangent"},
+    "log_softmax": {"softmax", "softmax_cotangent"},
+    "cross_entropy": {"cross_entropy", "cross_entropy_cotangent"},
 }
 # jax vouches for the stability of its own custom calls only.
 OURS = [
