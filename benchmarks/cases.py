@@ -63,6 +63,28 @@ def batch_norm(*operands, axis=-1, implementation):
     return syntonic_jax.golden_batch_norm(*operands, axis=axis, implementation=implementation)[0]
 
 
+def labels_of(logits):
+    rows, classes = logits.shape
+    return jnp.arange(rows, dtype=jnp.int32) * 7919 % classes
+
+
+def plain_cross_entropy(logits):
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = jnp.take_along_axis(wide, labels_of(logits)[:, None], -1)[:, 0]
+    return jax.nn.logsumexp(wide, -1) - chosen
+
+
+def cross_entropy(logits, implementation):
+    return syntonic_jax.syntonic_cross_entropy(
+        logits, labels_of(logits), implementation=implementation
+    )
+
+
+def plain_softmax(x, axis=-1):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.nn.softmax(wide, axis).astype(x.dtype)
+
+
 def layernorm(*operands, implementation):
     return syntonic_jax.phi_residual_layernorm(
         *operands, return_sum=True, implementation=implementation
@@ -71,6 +93,8 @@ def layernorm(*operands, implementation):
 
 CHANNELS_LAST = ((64, 56, 56, 256), (256, 14, 14, 1024), (65536, 1024))
 CHANNELS_FIRST = ((64, 256, 56, 56), (256, 1024, 14, 14))
+INNER_AXIS = ((512, 4096, 64), (15420, 512, 17))
+CLASSES = ((2670, 50257), (883, 151936))
 
 OPERATIONS = {
     # reads identity and residual, writes y and z; backward reads z and the cotangents of y and z,
@@ -93,6 +117,28 @@ OPERATIONS = {
         *(1, 2, 3, 5),
         axis=1,
         shapes=CHANNELS_FIRST,
+        dtypes=("bfloat16", "float32"),
+    ),
+    "syntonic_softmax": Operation(
+        syntonic_jax.syntonic_softmax, plain_softmax, 1, 0, 2, 3, by_width=True
+    ),
+    "syntonic_softmax, inner axis": Operation(
+        functools.partial(syntonic_jax.syntonic_softmax, axis=1),
+        functools.partial(plain_softmax, axis=1),
+        *(1, 0, 2, 3),
+        axis=1,
+        shapes=INNER_AXIS,
+        dtypes=("bfloat16", "float32"),
+    ),
+    # reads the logits; backward reads them again and writes their gradient
+    "syntonic_cross_entropy": Operation(
+        cross_entropy,
+        plain_cross_entropy,
+        1,
+        0,
+        1,
+        2,
+        shapes=CLASSES,
         dtypes=("bfloat16", "float32"),
     ),
     # linear: its backward pass scales a cotangent, which is XLA's
