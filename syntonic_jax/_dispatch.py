@@ -14,7 +14,8 @@ from . import _compat, _extension
 Implementation = Literal["cuda", "xla"]
 
 # A row reduction leaves XLA's fusions anyway, and the kernel reads the row once. An elementwise
-# operation belongs to the fusion of whatever stands around it.
+# operation belongs to the fusion of whatever stands around it, unless, as a lattice search, it is
+# hundreds of integer instructions to XLA and tens to the kernel.
 _PREFERRED: dict[str, Implementation] = {
     "phi_residual": "xla",
     "golden_gelu": "xla",
@@ -22,6 +23,7 @@ _PREFERRED: dict[str, Implementation] = {
     "golden_batch_norm": "cuda",
     "phi_residual_layernorm": "cuda",
     "residual_component_norm": "xla",
+    "crystallize": "cuda",
 }
 OPERATIONS = tuple(_PREFERRED)
 
