@@ -75,13 +75,20 @@ class Call {
   Array operand(const char* name) {
     ffi::ErrorOr<ffi::AnyBuffer> buffer = operands_.get<ffi::AnyBuffer>(next_operand_++);
     require(buffer.has_value(), "operand ", name, " is missing");
-    return buffer.has_value() ? array(name, *buffer) : Array{};
+    return buffer.has_value() ? floats(name, *buffer) : Array{};
   }
 
   Array result(const char* name) {
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> buffer = results_.get<ffi::AnyBuffer>(next_result_++);
-    require(buffer.has_value(), "result ", name, " is missing");
-    return buffer.has_value() ? array(name, **buffer) : Array{};
+    const std::optional<ffi::AnyBuffer> buffer = next_result(name);
+    return buffer ? floats(name, *buffer) : Array{};
+  }
+
+  // Of int32; its dtype says no more than the size of an element.
+  Array integer_result(const char* name) {
+    const std::optional<ffi::AnyBuffer> buffer = next_result(name);
+    if (!buffer) return {};
+    require(buffer->element_type() == ffi::S32, name, " must be int32");
+    return array(name, *buffer, DType::f32);
   }
 
   Array operand_if(bool present, const char* name) { return present ? operand(name) : Array{}; }
@@ -199,10 +206,21 @@ class Call {
   }
 
  private:
-  Array array(const char* name, const ffi::AnyBuffer& buffer) {
+  std::optional<ffi::AnyBuffer> next_result(const char* name) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> buffer = results_.get<ffi::AnyBuffer>(next_result_++);
+    require(buffer.has_value(), "result ", name, " is missing");
+    if (!buffer.has_value()) return std::nullopt;
+    return **buffer;
+  }
+
+  Array floats(const char* name, const ffi::AnyBuffer& buffer) {
     const std::optional<DType> dtype = dtype_of(buffer);
     require(dtype.has_value(), name, " must be float16, bfloat16, float32 or float64");
-    Array array{name, dtype.value_or(DType::f32), buffer.dimensions(), 1, buffer.untyped_data()};
+    return array(name, buffer, dtype.value_or(DType::f32));
+  }
+
+  Array array(const char* name, const ffi::AnyBuffer& buffer, DType dtype) {
+    Array array{name, dtype, buffer.dimensions(), 1, buffer.untyped_data()};
     bool fits = true;
     for (size_t i = 0; i < array.dims.size(); ++i) {
       // Under test an array has one entry more along its first dimension, and the one that is

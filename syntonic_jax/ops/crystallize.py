@@ -276,7 +276,7 @@ def _limbs_to_compare(dtype: Any, precision: int) -> int:
     if they differ at all, and in L limbs by no more than |B| 2^-(32 L + 1) less than that.
     """
     least = 0.19 / precision  # half of the smallest positive point
-    scale = jnp.finfo(dtype).nmant - math.floor(math.log2(least))  # log2(T) of 2x, with one spare
+    scale = jnp.finfo(dtype).nmant - math.floor(math.log2(least)) - 1  # log2(T) of 2x
     bits = 2 * math.log2(2 * precision) + 2 * scale - math.log2(0.38) - 1
     return max(3, math.ceil(bits / 32))
 

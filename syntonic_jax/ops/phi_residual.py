@@ -18,6 +18,7 @@ from .. import _check, _dispatch
 from .._partition import elementwise_call
 from .._primitive import bind, define, forward_mode, is_zero, linear, transposes
 from .._rows import batch_elementwise
+from ..lattice.resonant import ResonantTensor, exact_phi_residual
 from ..modes import PhiResidualMode, check_mode
 from . import _activation
 from ._numerics import accumulation_dtype, widen
@@ -45,7 +46,9 @@ def phi_residual(
     ================= =======================================
 
     Args:
-      identity: array of any shape; float16, bfloat16, float32 or float64.
+      identity: array of any shape; float16, bfloat16, float32 or float64. Or a crystallized
+        `ResonantTensor`, as `residual` then has to be: the result is one too, and exact, for the
+        activations None and 'relu'.
       residual: array of the same shape (nothing is broadcast); the two types promote as in jax.
       mode: a `PhiResidualMode` or its name.
       activation: None, 'relu' (derivative 0 at 0), 'gelu' (the tanh form, as
@@ -58,8 +61,10 @@ def phi_residual(
       rounded once.
 
     Raises:
-      TypeError: a branch or `dtype` is not real floating point.
-      ValueError: the shapes differ, or `mode`, `activation` or `implementation` is unknown.
+      TypeError: a branch or `dtype` is not real floating point, or one branch alone is a
+        `ResonantTensor`.
+      ValueError: the shapes differ, or `mode`, `activation` or `implementation` is unknown; for a
+        `ResonantTensor` also where it is in flux, or something is asked for that is not exact.
 
     For branches that are orthogonal and of norm 10 the sum has norm 14.142 ('standard') or 11.756
     ('phi').
@@ -117,6 +122,10 @@ def _checked(function, identity, residual, mode, activation, dtype, implementati
             f"got {activation!r}"
         )
     _dispatch.check_implementation(function, implementation)
+    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+        return exact_phi_residual(
+            function, identity, residual, mode, activation, dtype, implementation
+        )
     return _phi_residual(identity, residual, function, mode, activation, dtype, implementation)
 
 
