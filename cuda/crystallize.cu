@@ -24,7 +24,7 @@ struct Value {
     A value[N];
     unpack(loaded, value);
 #pragma unroll
-    for (int e = 0; e < N; ++e) value[e] = lattice_value<A>(nearest(lattice, value[e]));
+    for (int e = 0; e < N; ++e) value[e] = lattice_value(nearest(lattice, value[e]));
     store_any(y, start, at, vector, value);
   }
 };
@@ -50,9 +50,9 @@ struct Coefficients {
     Packed<int32_t, N> as, bs;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      const Point point = nearest(lattice, value[e]);
-      as.word[e] = static_cast<uint32_t>(point.a);
-      bs.word[e] = static_cast<uint32_t>(point.b);
+      const Point<A> point = nearest(lattice, value[e]);
+      as.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point.a));
+      bs.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point.b));
     }
     store(a + start, at, vector, as);
     store(b + start, at, vector, bs);

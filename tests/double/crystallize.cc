@@ -11,12 +11,12 @@ template <typename A>
 void run(const Crystallize& call) {
   const Lattice<A> points = lattice<A>(call.precision);
   for (int64_t i = 0; i < call.count; ++i) {
-    const Point point = nearest(points, static_cast<A>(load(call.x, call.dtype, i)));
+    const Point<A> point = nearest(points, static_cast<A>(load(call.x, call.dtype, i)));
     if (call.y != nullptr) {
-      store(call.y, call.y_dtype, i, lattice_value<A>(point));
+      store(call.y, call.y_dtype, i, lattice_value(point));
     } else {
-      call.a[i] = point.a;
-      call.b[i] = point.b;
+      call.a[i] = static_cast<int32_t>(point.a);
+      call.b[i] = static_cast<int32_t>(point.b);
     }
   }
 }
