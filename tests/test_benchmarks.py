@@ -37,10 +37,10 @@ def test_every_operation_is_measured_in_every_way(results):
     measured = {(r["op"], r["direction"], r["implementation"]) for r in results["records"]}
     functions = {"phi_residual", "phi_residual_relu", "phi_residual_gelu", "golden_gelu"}
     functions |= {"phi_residual_layernorm", "residual_component_norm"}
-    functions |= {"golden_batch_norm", "golden_layer_norm"}
+    functions |= {"golden_batch_norm", "golden_layer_norm", "crystallize"}
     assert functions <= set(syntonic_jax.__all__)
     functions.add("golden_batch_norm, channels first")
-    with_backward = functions - {"phi_residual", "residual_component_norm"}
+    with_backward = functions - {"phi_residual", "residual_component_norm", "crystallize"}
     expected = {(op, "forward", i) for op in functions for i in ("cuda", "xla")}
     expected |= {(op, "backward", i) for op in with_backward for i in ("cuda", "xla")}
     assert measured == expected
@@ -59,6 +59,7 @@ def test_records_are_whole_and_consistent(results):
     }
     passes = {("phi_residual_layernorm", "forward"): 4, ("phi_residual_layernorm", "backward"): 5}
     passes |= {("golden_layer_norm", "forward"): 2, ("golden_layer_norm", "backward"): 3}
+    passes |= {("crystallize", "forward"): 2}
     passes |= {("golden_batch_norm", "forward"): 3, ("golden_batch_norm", "backward"): 5}
     for r in results["records"]:
         elements = math.prod(r["shape"])

@@ -1,4 +1,4 @@
-"""Formulas of coefficients, computed in their own type and, to see what overflows, in a wide one."""
+"""Formulas of coefficients, in their own type and, to see what overflows, in a wide one."""
 
 from __future__ import annotations
 

@@ -102,7 +102,11 @@ def coefficients(
     """a and b of `crystallize` as int32, for `function`, which has checked the precision."""
     _check.floating(function, x=x)
     a, b = bind(
-        crystallize_p, jnp.asarray(x), precision=precision, dtype=None, implementation=implementation
+        crystallize_p,
+        jnp.asarray(x),
+        precision=precision,
+        dtype=None,
+        implementation=implementation,
     )
     return a, b
 
