@@ -117,7 +117,7 @@ WRONG = [
     ("crystallize", {"b": floats(6, 4, dtype="int64")}, "b must be int32"),
     ("crystallize", {"x": INTEGERS}, "x must be float16, bfloat16, float32 or float64"),
     ("crystallize", {"b": None}, "y must be float16, bfloat16, float32 or float64"),
-    ("crystallize", {"a": None, "b": None}, "result a is missing"),
+    ("crystallize", {EXTRA: ROWS}, "takes 1 operands, got 2"),
     ("crystallize", {"precision": 0}, r"attribute precision must lie in 1\.\.1048576, got 0"),
     ("crystallize", {"precision": 2**20 + 1}, r"precision must lie in 1\.\.1048576, got 1048577"),
     ("golden_gelu", {"y": floats(4, 6)}, "y " + SHAPE.format("x")),

@@ -43,7 +43,7 @@ def everything(implementation, rows, scale, planes):
             )
             w = phi_residual_gelu(y, z, implementation=implementation)
             w = golden_gelu(w, implementation=implementation)
-            # Half of it, as a number next to a middle may go either way; and some beyond the middle.
+            # Near the middle of the lattice, and beyond it: both of its ways.
             w = w + crystallize(100 * x, implementation=implementation) / 100
             w = golden_layer_norm(w, s, implementation=implementation)
             w = golden_batch_norm(w, s, epsilon=0.1, implementation=implementation)[0]
