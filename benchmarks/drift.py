@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))  # for `python -P`, which leaves it out
 
 import figures
+
 from syntonic_jax import ResonantTensor, phi_residual
 from syntonic_jax.lattice import GoldenArray
 

@@ -9,6 +9,7 @@ beside it, from the same start and on the same batches.
 """
 
 import argparse
+import itertools
 import sys
 from typing import Any
 
@@ -40,7 +41,7 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def initial(key) -> dict[str, jax.Array]:
     sizes = [PIXELS] + [WIDTH] * (BLOCKS + 1) + [CLASSES]
     keys = jax.random.split(key, len(sizes) - 1)
-    shapes = zip(sizes, sizes[1:])
+    shapes = itertools.pairwise(sizes)
     return {
         f"w{i}": jax.random.normal(k, shape) * shape[0] ** -0.5
         for i, (k, shape) in enumerate(zip(keys, shapes))

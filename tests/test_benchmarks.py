@@ -150,3 +150,23 @@ def test_figures_are_filled_in_between_their_markers(run, results):
     with pytest.raises(ValueError, match="exactly one pair"):
         run.figures.filled("none", "")
     assert "Small calls, 32 × 1024" in run.figures.for_implementation(results)
+
+
+def test_drift_of_floats(tmp_path):
+    """The documented table is as this machine finds it, up to the rounding of XLA's fusions."""
+    spec = importlib.util.spec_from_file_location("drift", BENCHMARKS / "drift.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drift = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drift)
+    text = (drift.DOCS / "exact-arithmetic.md").read_text(encoding="utf-8")
+    results = drift.measured()
+    for dtype, series in results.items():
+        cells = next(line for line in text.splitlines() if line.startswith(f"| {dtype} |"))
+        documented = [float(cell) for cell in cells.split("|")[2:-1]]
+        found = [series[n] for n in drift.SHOWN]
+        # A fused multiply-add changes single roundings of float32 and float64, not their number.
+        assert documented == pytest.approx(found, rel=1.0)
+    drift.draw(results, tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert drift.table(results).count("\n") == 6

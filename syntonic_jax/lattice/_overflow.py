@@ -78,7 +78,11 @@ class Wide:
 
 def _broadcast(x: _fixed.Limbs, y: _fixed.Limbs) -> tuple[_fixed.Limbs, _fixed.Limbs]:
     shape = jnp.broadcast_shapes(x[0].shape, y[0].shape)
-    return tuple(tuple(jnp.broadcast_to(limb, shape) for limb in limbs) for limbs in (x, y))  # type: ignore[return-value]
+
+    def broadcast(limbs: _fixed.Limbs) -> _fixed.Limbs:
+        return tuple(jnp.broadcast_to(limb, shape) for limb in limbs)
+
+    return broadcast(x), broadcast(y)
 
 
 def _as_rows(x: Any) -> Any:

@@ -13,7 +13,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _fixed
 from ..ops.crystallize import coefficients
-from ._overflow import Wide, checked
+from . import _formulas as formulas
+from ._overflow import checked
 
 _INTEGERS = (np.dtype("int32"), np.dtype("int64"))
 
@@ -67,17 +68,17 @@ class GoldenArray:
 
     def __init__(self, a: ArrayLike, b: ArrayLike):
         name = "GoldenArray"
-        a, b = _integers(name, "a", a), _integers(name, "b", b)
-        if jnp.shape(a) != jnp.shape(b):
+        one, phi = _integers(name, "a", a), _integers(name, "b", b)
+        if one.shape != phi.shape:
             raise ValueError(
-                f"{name}: a and b must have the same shape, got {jnp.shape(a)} and {jnp.shape(b)}"
+                f"{name}: a and b must have the same shape, got {one.shape} and {phi.shape}"
             )
-        if a.dtype != b.dtype and a.weak_type == b.weak_type:
+        if one.dtype != phi.dtype and one.weak_type == phi.weak_type:
             raise TypeError(
-                f"{name}: a and b must have the same integer type, got {a.dtype} and {b.dtype}"
+                f"{name}: a and b must have the same integer type, got {one.dtype} and {phi.dtype}"
             )
-        dtype = jnp.result_type(a, b)
-        self.a, self.b = a.astype(dtype), b.astype(dtype)
+        dtype = jnp.result_type(one, phi)
+        self.a, self.b = one.astype(dtype), phi.astype(dtype)
 
     def tree_flatten_with_keys(self):
         """For jax."""
@@ -194,16 +195,16 @@ class GoldenArray:
     # --- the ring ---------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> GoldenArray:
-        return _ring("+", _add, self, other)
+        return _ring("+", formulas.add, self, other)
 
     def __sub__(self, other: Any) -> GoldenArray:
-        return _ring("-", _subtract, self, other)
+        return _ring("-", formulas.subtract, self, other)
 
     def __mul__(self, other: Any) -> GoldenArray:
-        return _ring("*", _multiply, self, other)
+        return _ring("*", formulas.multiply, self, other)
 
     def __matmul__(self, other: Any) -> GoldenArray:
-        return _ring("@", _matmul, self, other)
+        return _ring("@", formulas.matmul, self, other)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -214,18 +215,18 @@ class GoldenArray:
         return _operand("@", other, self) @ self
 
     def __neg__(self) -> GoldenArray:
-        return _golden(*checked("-", _negate, self.a, self.b))
+        return _golden(*checked("-", formulas.negate, self.a, self.b))
 
     def __pos__(self) -> GoldenArray:
         return self
 
     def mul_phi(self) -> GoldenArray:
         """φ (a + bφ) = b + (a + b) φ."""
-        return _golden(*checked("mul_phi", _mul_phi, self.a, self.b))
+        return _golden(*checked("mul_phi", formulas.mul_phi, self.a, self.b))
 
     def div_phi(self) -> GoldenArray:
         """(a + bφ) / φ = (b − a) + aφ."""
-        return _golden(*checked("div_phi", _div_phi, self.a, self.b))
+        return _golden(*checked("div_phi", formulas.div_phi, self.a, self.b))
 
     def phi_power(self, n: int) -> GoldenArray:
         """φⁿ (a + bφ) for a Python integer n of either sign: φⁿ = F(n−1) + F(n) φ.
@@ -246,25 +247,25 @@ class GoldenArray:
             raise ValueError(
                 f"{name}: n must lie between {1 - most} and {most} for {self.dtype}, got {n}"
             )
-        power = _power_of_phi(int(n))
-        return _ring("phi_power", _multiply, self, _golden(*map(self.dtype.type, power)))
+        power = formulas.power_of_phi(int(n))
+        return _ring("phi_power", formulas.multiply, self, _golden(*map(self.dtype.type, power)))
 
     def conjugate(self) -> GoldenArray:
         """a + b (1 − φ), the image under √5 → −√5: (a + b) − bφ."""
-        return _golden(*checked("conjugate", _conjugate, self.a, self.b))
+        return _golden(*checked("conjugate", formulas.conjugate, self.a, self.b))
 
     def norm(self) -> jax.Array:
         """The number times its conjugate, an integer: a² + ab − b²."""
-        return checked("norm", _norm, self.a, self.b)[0]
+        return checked("norm", formulas.norm, self.a, self.b)[0]
 
     def trace(self) -> jax.Array:
         """The number plus its conjugate, an integer: 2a + b."""
-        return checked("trace", _trace, self.a, self.b)[0]
+        return checked("trace", formulas.trace, self.a, self.b)[0]
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> GoldenArray:
         """Over some axes, all of them for None."""
         axis = tuple(axis) if isinstance(axis, Sequence) else axis
-        formula = _sum_over(axis, keepdims)
+        formula = formulas.sum_over(axis, keepdims)
         return _golden(*checked("sum", formula, self.a, self.b))
 
     # --- order ------------------------------------------------------------------------------------
@@ -318,70 +319,6 @@ def where(condition: ArrayLike, x: GoldenArray, y: GoldenArray) -> GoldenArray:
     """
     x, y = _exact("where", "x", x), _exact("where", "y", y)
     return _golden(jnp.where(condition, x.a, y.a), jnp.where(condition, x.b, y.b))
-
-
-# -------------------------------------------------------------------------------- formulas
-
-
-def _add(a, b, c, d):
-    return a + c, b + d
-
-
-def _subtract(a, b, c, d):
-    return a - c, b - d
-
-
-def _multiply(a, b, c, d):
-    return a * c + b * d, a * d + b * c + b * d
-
-
-def _matmul(a, b, c, d):
-    return a @ c + b @ d, a @ d + b @ c + b @ d
-
-
-def _negate(a, b):
-    return -a, -b
-
-
-def _mul_phi(a, b):
-    return b, a + b
-
-
-def _div_phi(a, b):
-    return b - a, a
-
-
-def _conjugate(a, b):
-    return a + b, -b
-
-
-def _norm(a, b):
-    return (a * a + a * b - b * b,)
-
-
-def _trace(a, b):
-    return (a + a + b,)
-
-
-@functools.cache
-def _sum_over(axis, keepdims):
-    def total(x):
-        if isinstance(x, Wide):
-            return x.sum(axis, keepdims)
-        return jnp.sum(x, axis, dtype=x.dtype, keepdims=keepdims)  # else int32 would become int64
-
-    def formula(a, b):
-        return total(a), total(b)
-
-    return formula
-
-
-def _power_of_phi(n: int) -> tuple[int, int]:
-    """F(n−1) and F(n); F(−n) = (−1)^(n+1) F(n)."""
-    f, g = 1, 0
-    for _ in range(abs(n)):
-        f, g = (g, f + g) if n > 0 else (g - f, f)
-    return f, g
 
 
 # --------------------------------------------------------------------------------- helpers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from ._numerics import accumulation_dtype, widen
 # ---------------------------------------------------------------------------------- public
 
 
+@overload
 def phi_residual(
     identity: ArrayLike,
     residual: ArrayLike,
@@ -34,7 +35,30 @@ def phi_residual(
     activation: str | None = None,
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> jax.Array: ...
+
+
+@overload
+def phi_residual(
+    identity: ResonantTensor,
+    residual: ResonantTensor,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    activation: str | None = None,
+    dtype: None = None,
+    implementation: str | None = None,
+) -> ResonantTensor: ...
+
+
+def phi_residual(
+    identity: Any,
+    residual: Any,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    activation: str | None = None,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> Any:
     """Adds a residual by the golden ratio, and applies an activation in the same pass.
 
     ================= =======================================
@@ -77,6 +101,7 @@ def phi_residual(
     return _checked("phi_residual", identity, residual, mode, activation, dtype, implementation)
 
 
+@overload
 def phi_residual_relu(
     identity: ArrayLike,
     residual: ArrayLike,
@@ -84,7 +109,28 @@ def phi_residual_relu(
     *,
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> jax.Array: ...
+
+
+@overload
+def phi_residual_relu(
+    identity: ResonantTensor,
+    residual: ResonantTensor,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    dtype: None = None,
+    implementation: str | None = None,
+) -> ResonantTensor: ...
+
+
+def phi_residual_relu(
+    identity: Any,
+    residual: Any,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> Any:
     """`phi_residual` with ``activation='relu'``: the same arguments, types and errors.
 
     >>> import jax.numpy as jnp
@@ -113,7 +159,7 @@ def phi_residual_gelu(
     return _checked("phi_residual_gelu", identity, residual, mode, "gelu", dtype, implementation)
 
 
-def _checked(function, identity, residual, mode, activation, dtype, implementation):
+def _checked(function, identity, residual, mode, activation, dtype, implementation) -> Any:
     """Checks what is static before jit sees it, so that the message names the function."""
     mode = check_mode(function, mode)
     if activation is not None and activation not in _activation.NAMES:
