@@ -42,6 +42,10 @@ def plain_golden_gelu(x):
     return x * jax.nn.sigmoid(PHI * x)
 
 
+def plain_crystallize(x):
+    return syntonic_jax.crystallize(x, implementation="xla")
+
+
 def plain_norm(residual):
     wide = residual.astype(jnp.promote_types(residual.dtype, jnp.float32))
     return PHI_INV * jnp.sqrt(jnp.sum(wide * wide))
@@ -153,6 +157,8 @@ OPERATIONS = {
         syntonic_jax.phi_residual_gelu, lambda x, r: jax.nn.gelu(x + PHI_INV * r), 2, 0, 3, 4
     ),
     "golden_gelu": Operation(syntonic_jax.golden_gelu, plain_golden_gelu, 1, 0, 2, 3),
+    # straight-through: its backward pass copies the cotangent. XLA's is our jnp form of the search
+    "crystallize": Operation(syntonic_jax.crystallize, plain_crystallize, 1, 0, 2, None),
     "residual_component_norm": Operation(
         syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, None
     ),

@@ -2,7 +2,9 @@
 
 from . import _extension as _extension  # loads the kernels, or notes why there are none
 from .constants import PHI, PHI_INV
+from .lattice import GoldenArray, ResonantTensor
 from .modes import GoldenNormMode, PhiResidualMode
+from .ops.crystallize import crystallize
 from .ops.golden_batch_norm import (
     golden_batch_norm,
     golden_batch_norm_inference,
@@ -19,8 +21,11 @@ from .ops.syntonic_softmax import syntonic_log_softmax, syntonic_softmax
 __all__ = [
     "PHI",
     "PHI_INV",
+    "GoldenArray",
     "GoldenNormMode",
     "PhiResidualMode",
+    "ResonantTensor",
+    "crystallize",
     "golden_batch_norm",
     "golden_batch_norm_inference",
     "golden_gelu",

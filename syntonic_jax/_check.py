@@ -14,6 +14,7 @@ from .modes import GoldenNormMode
 
 _SCALE_FACTORS = {name: GoldenNormMode(name).scale_factor for name in GoldenNormMode.VARIANCES}
 _FLOATING = tuple(map(jnp.dtype, ("float16", "bfloat16", "float32", "float64")))
+MAX_PRECISION = 2**20  # beyond it the search of a lattice point would need wider integers
 _ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
@@ -154,6 +155,20 @@ def epsilon(function: str, value: Any) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{function}: epsilon must be finite and not negative, got {value!r}")
     return float(value)
+
+
+def precision(function: str, value: Any) -> int:
+    """The int `value`; raises TypeError or ValueError unless it bounds a lattice's coefficients."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(
+            f"{function}: precision must be a Python integer, which is static under jit, "
+            f"got {value if isinstance(value, int | float) else type(value).__name__}"
+        )
+    if not 1 <= value <= MAX_PRECISION:
+        raise ValueError(
+            f"{function}: precision must lie between 1 and {MAX_PRECISION}, got {value}"
+        )
+    return int(value)
 
 
 def scale_factor(function: str, target_variance: Any) -> float:

@@ -15,9 +15,8 @@ SEED = int(os.environ.setdefault("SYNTONIC_TEST_SEED", str(random.SystemRandom()
 
 import pytest  # noqa: E402
 
-pytest.register_assert_rewrite(
-    "batch_norm_check", "battery", "oracles", "oracles_norm", "softmax_cases"
-)
+pytest.register_assert_rewrite("batch_norm_check", "battery", "lattice_check", "softmax_cases")
+pytest.register_assert_rewrite("oracles", "oracles_norm", "oracles_lattice")
 
 
 def pytest_report_header(config):

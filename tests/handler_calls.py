@@ -10,6 +10,7 @@ def floats(*shape, dtype="float32"):
 
 
 ROWS, VECTOR, PARAMETER = floats(6, 4), floats(6), floats(4)
+INTEGERS = floats(6, 4, dtype="int32")
 # Six rows of four channels in planes of five, reduced to three results for each channel.
 PLANES, PARTS = floats(6, 4, 5), floats(3, 4)
 MASK, LABELS = floats(6, 4, dtype="bool"), floats(6, dtype="int32")
@@ -29,6 +30,7 @@ CALLS = {
         {"d_identity": ROWS, "d_residual": ROWS},
         {"identity_scale": 1.0, "residual_scale": 0.5, "activation": 2, "results": 3},
     ),
+    "crystallize": ({"x": ROWS}, {"a": INTEGERS, "b": INTEGERS}, {"precision": 100}),
     "golden_gelu": ({"x": ROWS}, {"y": ROWS}, {}),
     "golden_gelu_cotangent": ({"x": ROWS, "ct": ROWS}, {"dx": ROWS}, {}),
     "golden_layer_norm": (
@@ -124,6 +126,15 @@ WRONG = [
     ("phi_residual_cotangent", {"activation": 0}, r"activation must lie in 1\.\.3, got 0"),
     ("phi_residual_cotangent", {"identity_scale": float("nan")}, "identity_scale must be finite"),
     ("phi_residual_cotangent", {"residual_scale": float("nan")}, "residual_scale must be finite"),
+    ("crystallize", {"a": floats(4, 6, dtype="int32")}, "a " + SHAPE.format("x")),
+    ("crystallize", {"b": floats(4, 6, dtype="int32")}, "b " + SHAPE.format("x")),
+    ("crystallize", {"a": ROWS}, "a must be int32"),
+    ("crystallize", {"b": floats(6, 4, dtype="int64")}, "b must be int32"),
+    ("crystallize", {"x": INTEGERS}, "x must be float16, bfloat16, float32 or float64"),
+    ("crystallize", {"b": None}, "y must be float16, bfloat16, float32 or float64"),
+    ("crystallize", {EXTRA: ROWS}, "takes 1 operands, got 2"),
+    ("crystallize", {"precision": 0}, r"attribute precision must lie in 1\.\.1048576, got 0"),
+    ("crystallize", {"precision": 2**20 + 1}, r"precision must lie in 1\.\.1048576, got 1048577"),
     ("golden_gelu", {"y": floats(4, 6)}, "y " + SHAPE.format("x")),
     ("golden_gelu", {EXTRA: ROWS}, "takes 1 operands, got 2"),
     ("golden_gelu_cotangent", {"ct": floats(4, 6)}, "ct " + SHAPE.format("x")),

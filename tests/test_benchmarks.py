@@ -38,10 +38,10 @@ def test_every_operation_is_measured_in_every_way(results):
     functions = {"phi_residual", "phi_residual_relu", "phi_residual_gelu", "golden_gelu"}
     functions |= {"phi_residual_layernorm", "residual_component_norm"}
     functions |= {"golden_batch_norm", "golden_layer_norm"}
-    functions |= {"syntonic_softmax", "syntonic_cross_entropy"}
+    functions |= {"syntonic_softmax", "syntonic_cross_entropy", "crystallize"}
     assert functions <= set(syntonic_jax.__all__)
     functions |= {"golden_batch_norm, channels first", "syntonic_softmax, inner axis"}
-    with_backward = functions - {"phi_residual", "residual_component_norm"}
+    with_backward = functions - {"phi_residual", "residual_component_norm", "crystallize"}
     expected = {(op, "forward", i) for op in functions for i in ("cuda", "xla")}
     expected |= {(op, "backward", i) for op in with_backward for i in ("cuda", "xla")}
     assert measured == expected
@@ -60,6 +60,7 @@ def test_records_are_whole_and_consistent(results):
     }
     passes = {("phi_residual_layernorm", "forward"): 4, ("phi_residual_layernorm", "backward"): 5}
     passes |= {("golden_layer_norm", "forward"): 2, ("golden_layer_norm", "backward"): 3}
+    passes |= {("crystallize", "forward"): 2}
     passes |= {("golden_batch_norm", "forward"): 3, ("golden_batch_norm", "backward"): 5}
     passes |= {("syntonic_softmax", "forward"): 2, ("syntonic_softmax", "backward"): 3}
     passes |= {("syntonic_cross_entropy", "forward"): 1, ("syntonic_cross_entropy", "backward"): 2}
@@ -152,3 +153,23 @@ def test_figures_are_filled_in_between_their_markers(run, results):
     with pytest.raises(ValueError, match="exactly one pair"):
         run.figures.filled("none", "")
     assert "Small calls, 32 × 1024" in run.figures.for_implementation(results)
+
+
+def test_drift_of_floats(tmp_path):
+    """The documented table is as this machine finds it, up to the rounding of XLA's fusions."""
+    spec = importlib.util.spec_from_file_location("drift", BENCHMARKS / "drift.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drift = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drift)
+    text = (drift.DOCS / "exact-arithmetic.md").read_text(encoding="utf-8")
+    results = drift.measured()
+    for dtype, series in results.items():
+        cells = next(line for line in text.splitlines() if line.startswith(f"| {dtype} |"))
+        documented = [float(cell) for cell in cells.split("|")[2:-1]]
+        found = [series[n] for n in drift.SHOWN]
+        # A fused multiply-add changes single roundings of float32 and float64, not their number.
+        assert documented == pytest.approx(found, rel=1.0)
+    drift.draw(results, tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert drift.table(results).count("\n") == 6

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,22 @@ def test_digits_fails_below_the_required_accuracy(digits, tmp_path, capsys):
     options = ["--epochs", "1", "--depth", "2", "--mode", "standard", "--out", out]
     assert digits.main([*options, "--require", "100.1"]) == 1
     assert "below the required 100.10 %" in capsys.readouterr().out
+
+
+def test_quantised_trains():
+    """Two epochs are a start, yet far above the 10 % of guessing, on the lattice as beside it."""
+    short = ["--epochs", "2", "--seeds", "1", "--precision", "5", "100"]
+    done = subprocess.run(
+        [sys.executable, "-P", EXAMPLES / "quantised.py", *short],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"(plain|precision \d+) .*?([\d.]+) %", done.stdout)
+    assert [name for name, _ in rows] == ["plain", "precision 5", "precision 100"]
+    assert all(60 <= float(accuracy) <= 100 for _, accuracy in rows)
 
 
 @pytest.mark.parametrize(

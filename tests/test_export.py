@@ -16,6 +16,7 @@ import pytest
 from jax import export
 
 from syntonic_jax import (
+    crystallize,
     golden_batch_norm,
     golden_batch_norm_inference,
     golden_gelu,
@@ -63,6 +64,7 @@ CALLS = {
     "sum": (with_implementation(phi_residual), ["b, 3", "b, 3"]),
     "gelu": (with_implementation(phi_residual_gelu), ["b, 3", "b, 3"]),
     "golden_gelu": (with_implementation(golden_gelu), ["b"]),
+    "crystallize": (with_implementation(crystallize), ["b, 2"]),
     "norm": (with_implementation(residual_component_norm), ["b, 5"]),
     "batch_norm": (with_implementation(golden_batch_norm), ["b, 4, 3", "3", "3"]),
     "batch_norm_first": (
@@ -91,6 +93,7 @@ TARGETS = {
     "sum": {"phi_residual"},
     "gelu": {"phi_residual", "phi_residual_cotangent"},
     "golden_gelu": {"golden_gelu", "golden_gelu_cotangent"},
+    "crystallize": {"crystallize"},
     "norm": {"sum_of_squares"},
     "batch_norm": {"golden_batch_norm_moments", "golden_batch_norm_sums"},
     "batch_norm_first": {"golden_batch_norm_moments", "golden_batch_norm_sums"},

@@ -15,6 +15,7 @@ import syntonic_jax
 from syntonic_jax import _dispatch, _extension
 
 TARGETS = {
+    "syntonic_crystallize",
     "syntonic_golden_batch_norm_moments",
     "syntonic_golden_batch_norm_sums",
     "syntonic_golden_gelu",
@@ -27,7 +28,7 @@ TARGETS = {
     "syntonic_phi_residual_layernorm_cotangent",
     "syntonic_sum_of_squares",
 }
-STEMS = {"golden_batch_norm", "golden_gelu", "golden_layer_norm"}
+STEMS = {"crystallize", "golden_batch_norm", "golden_gelu", "golden_layer_norm"}
 STEMS |= {"phi_residual", "phi_residual_layernorm", "residual_component_norm"}
 
 needs_kernels = pytest.mark.skipif(

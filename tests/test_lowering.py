@@ -15,6 +15,8 @@ import pytest
 
 from syntonic_jax import (
     PHI_INV,
+    GoldenArray,
+    crystallize,
     golden_gelu,
     phi_residual,
     phi_residual_gelu,
@@ -155,6 +157,20 @@ def test_golden_gelu():
     check_call(call, "syntonic_golden_gelu", ["6x4x8x1xbf16"], ["6x4x8x1xbf16"])
 
 
+def test_crystallize():
+    f = functools.partial(crystallize, implementation="cuda")
+    (call,) = custom_calls(f, ROWS)
+    rows = "6x4x8x1xbf16"
+    check_call(call, "syntonic_crystallize", [rows], [rows], precision=100)
+    (call,) = custom_calls(functools.partial(f, precision=7, dtype="float32"), ROWS)
+    check_call(call, "syntonic_crystallize", [rows], ["6x4x8x1xf32"], precision=7)
+    # The coefficients instead of the value: one call for both.
+    (call,) = custom_calls(lambda x: GoldenArray.from_float(x, 7, implementation="cuda"), ROWS)
+    check_call(call, "syntonic_crystallize", [rows], ["6x4x8x1xi32"] * 2, precision=7)
+    # Straight-through: the gradient is the cotangent.
+    assert custom_calls(gradients(f, 0), ROWS)[1:] == []
+
+
 def test_residual_component_norm():
     f = functools.partial(residual_component_norm, implementation="cuda")
     (call,) = custom_calls(f, ROWS)
@@ -185,7 +201,12 @@ def test_typed_ffi(f):
 def test_nothing_is_launched_for_no_rows():
     rows = jax.ShapeDtypeStruct((3, 0, WIDTH), jnp.bfloat16)
     assert custom_calls(gradients(layernorm, 0, 1, 2), rows, rows, PARAMETER) == []
-    for f, count in ((phi_residual_gelu, 2), (golden_gelu, 1), (residual_component_norm, 1)):
+    for f, count in (
+        (phi_residual_gelu, 2),
+        (golden_gelu, 1),
+        (crystallize, 1),
+        (residual_component_norm, 1),
+    ):
         f = functools.partial(f, implementation="cuda")
         assert custom_calls(gradients(f, 0), *[rows] * count) == []
 
@@ -336,6 +357,7 @@ def test_cuda_on_a_cpu_names_the_remedy():
                 lambda x: syntonic_jax.phi_residual_layernorm(x, x, implementation="cuda")
             )(x),
             "golden_gelu": lambda: syntonic_jax.golden_gelu(x, implementation="cuda"),
+            "crystallize": lambda: syntonic_jax.crystallize(x, implementation="cuda"),
             "residual_component_norm": lambda: jax.grad(
                 lambda x: syntonic_jax.residual_component_norm(x, implementation="cuda")
             )(x),

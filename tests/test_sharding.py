@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from test_lowering import custom_calls, dims
 
 from syntonic_jax import (
+    crystallize,
     golden_gelu,
     golden_layer_norm,
     phi_residual,
@@ -50,6 +51,7 @@ CALLS = {
     "gelu": (phi_residual_gelu, "rr"),
     "sum": (phi_residual, "rr"),
     "golden_gelu": (golden_gelu, "r"),
+    "crystallize": (crystallize, "r"),
     "norm": (residual_component_norm, "r"),
     "softmax": (softmax, "rp"),
     "log_softmax": (log_softmax, "rr"),
@@ -141,7 +143,7 @@ def test_batch_sharded(case, spec):
         assert x.sharding.is_equivalent_to(expected, x.ndim)
 
 
-@every("sum", "golden_gelu")
+@every("sum", "golden_gelu", "crystallize")
 def test_elementwise_needs_no_collective(case):
     """However it is sharded: the features of an elementwise operation are a batch as well."""
     for spec in (P("d", None, "m"), P(None, "m", "d")):

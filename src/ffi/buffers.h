@@ -75,13 +75,20 @@ class Call {
   Array operand(const char* name) {
     ffi::ErrorOr<ffi::AnyBuffer> buffer = operands_.get<ffi::AnyBuffer>(next_operand_++);
     require(buffer.has_value(), "operand ", name, " is missing");
-    return buffer.has_value() ? array(name, *buffer) : Array{};
+    return buffer.has_value() ? floats(name, *buffer) : Array{};
   }
 
   Array result(const char* name) {
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> buffer = results_.get<ffi::AnyBuffer>(next_result_++);
-    require(buffer.has_value(), "result ", name, " is missing");
-    return buffer.has_value() ? array(name, **buffer) : Array{};
+    const std::optional<ffi::AnyBuffer> buffer = next_result(name);
+    return buffer ? floats(name, *buffer) : Array{};
+  }
+
+  // Of int32; its dtype says no more than the size of an element.
+  Array integer_result(const char* name) {
+    const std::optional<ffi::AnyBuffer> buffer = next_result(name);
+    if (!buffer) return {};
+    require(buffer->element_type() == ffi::S32, name, " must be int32");
+    return array(name, *buffer, DType::f32, sizeof(int32_t));
   }
 
   // An operand of one of the types that numbers are not: truth values, labels. Its dtype means
@@ -91,7 +98,7 @@ class Call {
     require(buffer.has_value(), "operand ", name, " is missing");
     if (!buffer.has_value()) return Array{};
     require(buffer->element_type() == type, name, " must be ", type_name);
-    return sized({name, DType::f32, buffer->dimensions(), 1, buffer->untyped_data()}, item_size);
+    return array(name, *buffer, DType::f32, item_size);
   }
 
   Array operand_if(bool present, const char* name) { return present ? operand(name) : Array{}; }
@@ -209,16 +216,22 @@ class Call {
   }
 
  private:
-  Array array(const char* name, const ffi::AnyBuffer& buffer) {
+  std::optional<ffi::AnyBuffer> next_result(const char* name) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> buffer = results_.get<ffi::AnyBuffer>(next_result_++);
+    require(buffer.has_value(), "result ", name, " is missing");
+    if (!buffer.has_value()) return std::nullopt;
+    return **buffer;
+  }
+
+  Array floats(const char* name, const ffi::AnyBuffer& buffer) {
     const std::optional<DType> dtype = dtype_of(buffer);
     require(dtype.has_value(), name, " must be float16, bfloat16, float32 or float64");
     const DType found = dtype.value_or(DType::f32);
-    return sized({name, found, buffer.dimensions(), 1, buffer.untyped_data()},
-                 static_cast<int>(item_size(found)));
+    return array(name, buffer, found, static_cast<int>(item_size(found)));
   }
 
-  // Fills in how many elements an array has, and where they begin.
-  Array sized(Array array, int item_size) {
+  Array array(const char* name, const ffi::AnyBuffer& buffer, DType dtype, int item_size) {
+    Array array{name, dtype, buffer.dimensions(), 1, buffer.untyped_data()};
     bool fits = true;
     for (size_t i = 0; i < array.dims.size(); ++i) {
       // Under test an array has one entry more along its first dimension, and the one that is

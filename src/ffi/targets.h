@@ -93,6 +93,7 @@ struct Target {
   XLA_FFI_Handler* initialize;
 };
 
+std::vector<Target> crystallize_targets();
 std::vector<Target> golden_batch_norm_targets();
 std::vector<Target> golden_gelu_targets();
 std::vector<Target> golden_layer_norm_targets();
@@ -108,6 +109,7 @@ struct Kernel {
 };
 
 inline constexpr Kernel kKernels[] = {
+    {"crystallize", crystallize_targets},
     {"golden_batch_norm", golden_batch_norm_targets},
     {"golden_gelu", golden_gelu_targets},
     {"golden_layer_norm", golden_layer_norm_targets},

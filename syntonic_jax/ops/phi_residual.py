@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from .. import _check, _dispatch
 from .._partition import elementwise_call
 from .._primitive import bind, define, forward_mode, is_zero, linear, transposes
 from .._rows import batch_elementwise
+from ..lattice.resonant import ResonantTensor, exact_phi_residual
 from ..modes import PhiResidualMode, check_mode
 from . import _activation
 from ._numerics import accumulation_dtype, widen
@@ -25,6 +26,7 @@ from ._numerics import accumulation_dtype, widen
 # ---------------------------------------------------------------------------------- public
 
 
+@overload
 def phi_residual(
     identity: ArrayLike,
     residual: ArrayLike,
@@ -33,7 +35,30 @@ def phi_residual(
     activation: str | None = None,
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> jax.Array: ...
+
+
+@overload
+def phi_residual(
+    identity: ResonantTensor,
+    residual: ResonantTensor,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    activation: str | None = None,
+    dtype: None = None,
+    implementation: str | None = None,
+) -> ResonantTensor: ...
+
+
+def phi_residual(
+    identity: Any,
+    residual: Any,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    activation: str | None = None,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> Any:
     """Adds a residual by the golden ratio, and applies an activation in the same pass.
 
     ================= =======================================
@@ -45,7 +70,9 @@ def phi_residual(
     ================= =======================================
 
     Args:
-      identity: array of any shape; float16, bfloat16, float32 or float64.
+      identity: array of any shape; float16, bfloat16, float32 or float64. Or a crystallized
+        `ResonantTensor`, as `residual` then has to be: the result is one too, and exact, for the
+        activations None and 'relu'.
       residual: array of the same shape (nothing is broadcast); the two types promote as in jax.
       mode: a `PhiResidualMode` or its name.
       activation: None, 'relu' (derivative 0 at 0), 'gelu' (the tanh form, as
@@ -58,8 +85,10 @@ def phi_residual(
       rounded once.
 
     Raises:
-      TypeError: a branch or `dtype` is not real floating point.
-      ValueError: the shapes differ, or `mode`, `activation` or `implementation` is unknown.
+      TypeError: a branch or `dtype` is not real floating point, or one branch alone is a
+        `ResonantTensor`.
+      ValueError: the shapes differ, or `mode`, `activation` or `implementation` is unknown; for a
+        `ResonantTensor` also where it is in flux, or something is asked for that is not exact.
 
     For branches that are orthogonal and of norm 10 the sum has norm 14.142 ('standard') or 11.756
     ('phi').
@@ -72,6 +101,7 @@ def phi_residual(
     return _checked("phi_residual", identity, residual, mode, activation, dtype, implementation)
 
 
+@overload
 def phi_residual_relu(
     identity: ArrayLike,
     residual: ArrayLike,
@@ -79,7 +109,28 @@ def phi_residual_relu(
     *,
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> jax.Array: ...
+
+
+@overload
+def phi_residual_relu(
+    identity: ResonantTensor,
+    residual: ResonantTensor,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    dtype: None = None,
+    implementation: str | None = None,
+) -> ResonantTensor: ...
+
+
+def phi_residual_relu(
+    identity: Any,
+    residual: Any,
+    mode: str | PhiResidualMode = "phi",
+    *,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> Any:
     """`phi_residual` with ``activation='relu'``: the same arguments, types and errors.
 
     >>> import jax.numpy as jnp
@@ -108,7 +159,7 @@ def phi_residual_gelu(
     return _checked("phi_residual_gelu", identity, residual, mode, "gelu", dtype, implementation)
 
 
-def _checked(function, identity, residual, mode, activation, dtype, implementation):
+def _checked(function, identity, residual, mode, activation, dtype, implementation) -> Any:
     """Checks what is static before jit sees it, so that the message names the function."""
     mode = check_mode(function, mode)
     if activation is not None and activation not in _activation.NAMES:
@@ -117,6 +168,10 @@ def _checked(function, identity, residual, mode, activation, dtype, implementati
             f"got {activation!r}"
         )
     _dispatch.check_implementation(function, implementation)
+    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+        return exact_phi_residual(
+            function, identity, residual, mode, activation, dtype, implementation
+        )
     return _phi_residual(identity, residual, function, mode, activation, dtype, implementation)
 
 

@@ -9,6 +9,7 @@ import oracles
 import pytest
 
 from syntonic_jax import (
+    crystallize,
     golden_batch_norm,
     golden_gelu,
     golden_layer_norm,
@@ -42,6 +43,8 @@ def everything(implementation, rows, scale, planes):
             )
             w = phi_residual_gelu(y, z, implementation=implementation)
             w = golden_gelu(w, implementation=implementation)
+            # Near the middle of the lattice, and beyond it: both of its ways.
+            w = w + crystallize(100 * x, implementation=implementation) / 100
             w = golden_layer_norm(w, s, implementation=implementation)
             w = golden_batch_norm(w, s, epsilon=0.1, implementation=implementation)[0]
             total += jnp.sum(jnp.sin(w.astype(s.dtype))) / w.size**0.5

@@ -1,0 +1,101 @@
+#include "crystallize.h"
+#include "map.cuh"
+#include "nearest.h"
+
+namespace syntonic {
+namespace {
+
+// A is the type of the search.
+template <class Data, class A>
+struct Value {
+  using T = Data;
+  static constexpr int N = kVector<T>;
+  using Loaded = Packed<T, N>;
+
+  const T* x;
+  AnyArray y;
+  Lattice<A> lattice;
+
+  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
+    return load<T, N, Cache::keep>(x + start, at, vector);
+  }
+
+  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+    A value[N];
+    unpack(loaded, value);
+#pragma unroll
+    for (int e = 0; e < N; ++e) value[e] = lattice_value(nearest(lattice, value[e]));
+    store_any(y, start, at, vector, value);
+  }
+};
+
+template <class Data, class A>
+struct Coefficients {
+  using T = Data;
+  static constexpr int N = kVector<T>;
+  using Loaded = Packed<T, N>;
+
+  const T* x;
+  int32_t* a;
+  int32_t* b;
+  Lattice<A> lattice;
+
+  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
+    return load<T, N, Cache::keep>(x + start, at, vector);
+  }
+
+  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+    A value[N];
+    unpack(loaded, value);
+    Packed<int32_t, N> as, bs;
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const Point<A> point = nearest(lattice, value[e]);
+      as.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point.a));
+      bs.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point.b));
+    }
+    store(a + start, at, vector, as);
+    store(b + start, at, vector, bs);
+  }
+};
+
+template <class T, class A>
+Status run(Stream stream, const Crystallize& call) {
+  const T* x = static_cast<const T*>(call.x);
+  const Lattice<A> points = lattice<A>(call.precision);
+  if (call.y != nullptr) {
+    return launch_map(stream, Value<T, A>{x, {call.y, call.y_dtype}, points}, call.count,
+                      all_aligned(x, static_cast<const char*>(call.y)));
+  }
+  return launch_map(stream, Coefficients<T, A>{x, call.a, call.b, points}, call.count,
+                    all_aligned(x) && all_aligned(call.a, call.b));
+}
+
+template <class T, class A>
+Status load_both() {
+  return load_kernels(map_kernel<Value<T, A>>, map_kernel<Coefficients<T, A>>);
+}
+
+}  // namespace
+
+Status crystallize(Stream stream, const Crystallize& call) {
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (!std::is_same_v<T, double>) {
+      if (call.precision <= kLargestFloatPrecision) return run<T, float>(stream, call);
+    }
+    return run<T, double>(stream, call);
+  });
+}
+
+Status load_crystallize(DType dtype) {
+  return with_type(dtype, [](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (!std::is_same_v<T, double>) {
+      if (const Status status = load_both<T, float>(); status != kSuccess) return status;
+    }
+    return load_both<T, double>();
+  });
+}
+
+}  // namespace syntonic

@@ -1,0 +1,25 @@
+// The nearest point a + b phi with |a|, |b| <= precision: its value, or its coefficients.
+#pragma once
+
+#include "types.h"
+
+namespace syntonic {
+
+struct Crystallize {
+  const void* x;  // dtype, count elements
+  void* y;        // y_dtype: the value; null where the coefficients are asked for
+  int32_t* a;
+  int32_t* b;
+  DType dtype;
+  DType y_dtype;
+  int64_t count;
+  int32_t precision;
+};
+Status crystallize(Stream stream, const Crystallize& call);
+
+Status load_crystallize(DType dtype);
+
+// Up to here float finds points near the middle, and has their values to a unit in the last place.
+constexpr int32_t kLargestFloatPrecision = 1024;
+
+}  // namespace syntonic

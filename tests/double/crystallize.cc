@@ -1,0 +1,37 @@
+#include "crystallize.h"
+
+#include "nearest.h"
+#include "numbers.h"
+
+namespace syntonic {
+namespace {
+
+// As in the kernel: `A` is the type of the search.
+template <typename A>
+void run(const Crystallize& call) {
+  const Lattice<A> points = lattice<A>(call.precision);
+  for (int64_t i = 0; i < call.count; ++i) {
+    const Point<A> point = nearest(points, static_cast<A>(load(call.x, call.dtype, i)));
+    if (call.y != nullptr) {
+      store(call.y, call.y_dtype, i, lattice_value(point));
+    } else {
+      call.a[i] = static_cast<int32_t>(point.a);
+      call.b[i] = static_cast<int32_t>(point.b);
+    }
+  }
+}
+
+}  // namespace
+
+Status crystallize(Stream, const Crystallize& call) {
+  if (call.dtype != DType::f64 && call.precision <= kLargestFloatPrecision) {
+    run<float>(call);
+  } else {
+    run<double>(call);
+  }
+  return kSuccess;
+}
+
+Status load_crystallize(DType) { return kSuccess; }
+
+}  // namespace syntonic
