@@ -16,6 +16,9 @@ from syntonic_jax import (
     phi_residual_gelu,
     phi_residual_layernorm,
     residual_component_norm,
+    syntonic_cross_entropy,
+    syntonic_log_softmax,
+    syntonic_softmax,
 )
 
 pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
@@ -66,4 +69,41 @@ def test_every_kernel(dtype, rng, x64):
         # Six operations, each rounding its result to the type of the data; two of them divide by
         # a deviation, that of a batch of five by as little as a third of one.
         tolerance = 64 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def softmaxes(implementation, rows, norms, planes):
+    """The same of the softmax kernels: with a mask and without, along the last axis and others."""
+
+    def loss(rows, norms, planes):
+        total = 0.0
+        options = {"implementation": implementation}
+        for x, n in zip(rows, norms):
+            y = syntonic_softmax(x, mode_norms=n, where=x > -1, **options)
+            total += jnp.sum(jnp.sin(y.astype(n.dtype) * x))
+            y = syntonic_log_softmax(x, mode_norms=n, **options).astype(n.dtype)
+            total += jnp.sum(jnp.sin(y)) / y.size**0.5
+            labels = jnp.arange(x.shape[0], dtype="int32") % x.shape[1]
+            total += syntonic_cross_entropy(x, labels, mode_norms=n, **options).sum()
+        for x in planes:
+            for f in (syntonic_softmax, syntonic_log_softmax):
+                y = f(x, axis=1, **options).astype(norms[0].dtype)
+                total += jnp.sum(jnp.sin(y * x)) / y.size**0.5
+        return total
+
+    return jax.value_and_grad(loss, (0, 1, 2))(rows, norms, planes)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_softmax_kernels(dtype, rng, x64):
+    acc = oracles.accumulation(dtype)
+    rows = [jnp.asarray(rng.normal(size=(5, width)), dtype) for width in WIDTHS]
+    norms = [jnp.asarray(rng.random(width), acc) for width in WIDTHS]
+    planes = [jnp.asarray(rng.normal(size=shape), dtype) for shape in PLANES]
+    ours, theirs = (softmaxes(i, rows, norms, planes) for i in ("cuda", "xla"))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        a, b = oracles.real(a), oracles.real(b)
+        # A result and a gradient, each rounded once to the type of the data, and a sum of both.
+        tolerance = 16 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
