@@ -27,9 +27,14 @@ TARGETS = {
     "syntonic_phi_residual_layernorm",
     "syntonic_phi_residual_layernorm_cotangent",
     "syntonic_sum_of_squares",
+    "syntonic_cross_entropy",
+    "syntonic_cross_entropy_cotangent",
+    "syntonic_softmax",
+    "syntonic_softmax_cotangent",
 }
 STEMS = {"crystallize", "golden_batch_norm", "golden_gelu", "golden_layer_norm"}
 STEMS |= {"phi_residual", "phi_residual_layernorm", "residual_component_norm"}
+STEMS |= {"syntonic_cross_entropy", "syntonic_softmax"}
 
 needs_kernels = pytest.mark.skipif(
     not _extension.available(), reason=f"no kernels here: {_extension.reason()}"

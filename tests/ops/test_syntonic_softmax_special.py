@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-import softmax_cases
 from softmax_cases import draw
 
 from syntonic_jax import syntonic_log_softmax, syntonic_softmax
 
 pytestmark = pytest.mark.usefixtures("x64")
-implementation = softmax_cases.implementation
 
 SOFTMAX, LOG = "syntonic_softmax", "syntonic_log_softmax"
 BOTH = {SOFTMAX: syntonic_softmax, LOG: syntonic_log_softmax}
