@@ -82,3 +82,39 @@ def cotangents(row: Any, inputs: tuple[bool, bool], form: Form) -> list[Value] |
         results.append(Value("partial", dtype=accumulation))
         results.append(Value("scratch", dtype=accumulation, size=scratch_size(row) + rows))
     return results
+
+
+def normalised_cotangent(
+    target: str,
+    reference: Any,
+    operands: Sequence[Any],
+    devices: int,
+    params: Any,
+    **attributes: int,
+) -> Sequence[Any]:
+    """The cotangent of a primitive of `_softmax.normalised_jvp`, by its kernel where it has one.
+
+    Behind the parts of the logits come numbers of rows, and a cotangent of the one or other shape.
+    """
+    form, inputs = params["form"], params["inputs"]
+    parts, others = form.split(operands)
+    kinds = ["row" if other.ndim == parts.x.ndim else "vector" for other in others]
+    rows = [other.dtype for other, kind in zip(others, kinds) if kind == "row"]
+    results = cotangents(parts.x, inputs, form)
+    # A cotangent of the normaliser comes only with second derivatives.
+    if (
+        results is None
+        or params["outputs"] != (True, False)
+        or not of_one_type(parts, params["row_dtype"], *rows)
+    ):
+        return reference(*operands, **params)
+    return call(
+        target,
+        [*logit_values(parts), *map(Value, kinds, others)],
+        results,
+        form,
+        groups=params["groups"],
+        devices=devices,
+        results=inputs[0] + 2 * inputs[1],
+        **attributes,
+    )

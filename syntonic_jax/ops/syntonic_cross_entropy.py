@@ -30,7 +30,7 @@ from ._softmax import (
     probabilities,
     select,
 )
-from ._softmax_kernels import call, cotangents, logit_values, of_one_type
+from ._softmax_kernels import call, logit_values, normalised_cotangent, of_one_type
 
 # ---------------------------------------------------------------------------------- public
 
@@ -189,25 +189,10 @@ def _kernel(*operands, devices, form: Form, residuals, groups):
 
 
 def _cotangent_kernel(*operands, devices, **params):
-    form, inputs = params["form"], params["inputs"]
-    parts, numbers = form.split(operands)
-    results = cotangents(parts.x, inputs, form)
-    # A cotangent of the normaliser comes only with second derivatives.
-    if (
-        form.trailing
-        or results is None
-        or params["outputs"] != (True, False)
-        or not of_one_type(parts, params["row_dtype"])
-    ):
+    if params["form"].trailing:
         return _cotangent_reference(*operands, **params)
-    return call(
-        "syntonic_cross_entropy_cotangent",
-        [*logit_values(parts), *(Value("vector", x) for x in numbers)],
-        results,
-        form,
-        groups=params["groups"],
-        devices=devices,
-        results=inputs[0] + 2 * inputs[1],
+    return normalised_cotangent(
+        "syntonic_cross_entropy_cotangent", _cotangent_reference, operands, devices, params
     )
 
 

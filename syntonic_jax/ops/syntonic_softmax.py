@@ -33,7 +33,13 @@ from ._softmax import (
     select,
     softmax,
 )
-from ._softmax_kernels import call, cotangents, logit_values, of_one_type
+from ._softmax_kernels import (
+    call,
+    cotangents,
+    logit_values,
+    normalised_cotangent,
+    of_one_type,
+)
 
 # ---------------------------------------------------------------------------------- public
 
@@ -233,44 +239,36 @@ def _log_cotangent_reference(*operands, form: Form, dtype, row_dtype, groups, in
 # ------------------------------------------------------------------------------ primitives
 
 
-def _kernel(*operands, devices, form: Form, dtype, groups):
-    parts, _ = form.split(operands)
-    if parts.x.size == 0 or not of_one_type(parts, dtype):
-        return _reference(*operands, form=form, dtype=dtype, groups=groups)
-    return call(
-        "syntonic_softmax",
-        logit_values(parts),
-        [Value("row", dtype=dtype)],
-        form,
-        groups=groups,
-        devices=devices,
-        inner=int(form.trailing > 0),
-        log=0,
-        statistics=0,
-    )
-
-
-def _log_kernel(*operands, devices, form: Form, dtype, residuals, groups):
-    parts, _ = form.split(operands)
-    if parts.x.size == 0 or not of_one_type(parts, dtype):
-        return _log_reference(*operands, form=form, dtype=dtype, residuals=residuals, groups=groups)
+def _call(parts, form: Form, dtype, *, log, residuals=False, **where):
     number = Value("vector", dtype=accumulation_dtype(dtype))
     return call(
         "syntonic_softmax",
         logit_values(parts),
         [Value("row", dtype=dtype)] + [number] * (2 * residuals),
         form,
-        groups=groups,
-        devices=devices,
         inner=int(form.trailing > 0),
-        log=1,
+        log=log,
         statistics=int(residuals),
+        **where,
     )
+
+
+def _kernel(*operands, devices, form: Form, dtype, groups):
+    parts, _ = form.split(operands)
+    if parts.x.size == 0 or not of_one_type(parts, dtype):
+        return _reference(*operands, form=form, dtype=dtype, groups=groups)
+    return _call(parts, form, dtype, log=0, groups=groups, devices=devices)
+
+
+def _log_kernel(*operands, devices, form: Form, dtype, residuals, groups):
+    parts, _ = form.split(operands)
+    if parts.x.size == 0 or not of_one_type(parts, dtype):
+        return _log_reference(*operands, form=form, dtype=dtype, residuals=residuals, groups=groups)
+    return _call(parts, form, dtype, log=1, residuals=residuals, groups=groups, devices=devices)
 
 
 def _cotangent_kernel(y, *operands, devices, **params):
     form, inputs = params["form"], params["inputs"]
-    alone = form._replace(bias=False, weights=False)
     results = cotangents(y, inputs, form)
     ct = operands[form.mask]
     if results is None or {y.dtype, ct.dtype} != {params["row_dtype"]}:
@@ -279,7 +277,7 @@ def _cotangent_kernel(y, *operands, devices, **params):
         "syntonic_softmax_cotangent",
         [Value("row", x) for x in (y, *operands)],
         results,
-        alone,
+        form._replace(bias=False, weights=False),
         groups=params["groups"],
         devices=devices,
         inner=int(form.trailing > 0),
@@ -289,31 +287,14 @@ def _cotangent_kernel(y, *operands, devices, **params):
 
 
 def _log_cotangent_kernel(*operands, devices, **params):
-    form, inputs = params["form"], params["inputs"]
-    parts, (largest, log_total, *given) = form.split(operands)
-    results = cotangents(parts.x, inputs, form)
-    # A cotangent of the normaliser comes only with second derivatives.
-    if (
-        results is None
-        or params["outputs"] != (True, False)
-        or not of_one_type(parts, params["row_dtype"], given[0].dtype)
-    ):
-        return _log_cotangent_reference(*operands, **params)
-    return call(
+    return normalised_cotangent(
         "syntonic_softmax_cotangent",
-        [
-            *logit_values(parts),
-            Value("vector", largest),
-            Value("vector", log_total),
-            Value("row", given[0]),
-        ],
-        results,
-        form,
-        groups=params["groups"],
-        devices=devices,
-        inner=int(form.trailing > 0),
+        _log_cotangent_reference,
+        operands,
+        devices,
+        params,
+        inner=int(params["form"].trailing > 0),
         log=1,
-        results=inputs[0] + 2 * inputs[1],
     )
 
 
