@@ -8,7 +8,8 @@
 
 namespace syntonic {
 
-constexpr int kMaxCluster = 8;  // the portable limit
+constexpr int kMaxCluster = 8;     // the portable limit
+constexpr int kLargeCluster = 16;  // of kernels that ask for it, where the device can
 
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
@@ -28,6 +29,24 @@ __device__ inline int cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
   return static_cast<int>(rank);
+}
+
+// Writes to the same place in a block of the cluster; cluster_arrive and cluster_wait follow.
+template <class M>
+__device__ void store_in_block(M* place, const M& value, int block) {
+#if __CUDA_ARCH__ >= 900
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(block));
+#pragma unroll
+  for (int i = 0; i < int(sizeof(M) / 4); ++i) {
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote + 4 * i),
+                 "r"(reinterpret_cast<const uint32_t*>(&value)[i])
+                 : "memory");
+  }
+#else
+  *place = value;
+#endif
 }
 
 // Completes a phase when `arrivals` threads have arrived and all bytes that were announced have

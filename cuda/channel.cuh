@@ -20,7 +20,9 @@ namespace syntonic {
 
 constexpr int kChannelThreads = 256;
 constexpr int kChannelWarps = kChannelThreads / kWarp;
-constexpr int kPlaneLoads = 4;  // of a thread, under way at a time
+// Loads of a thread under way at a time, of V elements out of the N that one may bring.
+template <int V, int N>
+constexpr int kPlaneLoads = V == N ? 4 : 8;
 
 // How the work on a partial is spread.
 struct ChannelPlan {
@@ -59,28 +61,29 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
   M found[N] = {};
   for (int64_t turn = unit % plan.members * kChannelWarps + warp; turn < rows; turn += R * step) {
     typename F::template Raw<N> raw[R];
-    int count[R];
-    bool full = true;
+    const int64_t last = rows - 1 - turn, start = last * width + column;
+    if (column < width && start + N <= elements && last >= (R - 1) * step) {
+      const int64_t first = partial * elements + start;
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = rows - 1 - (turn + r * step);
-      const int64_t first = row * width + column;
-      const int64_t rest = row < 0 || column >= width ? 0 : elements - first;
-      count[r] = rest <= 0 ? 0 : rest < N ? static_cast<int>(rest) : N;
-      full = full && count[r] == N;
-      raw[r] = f.template read<N>(partial * elements + (count[r] ? first : 0), count[r]);
-    }
-    if (full) {
+      for (int r = 0; r < R; ++r) raw[r] = f.template read<N>(first - r * step * width, N);
 #pragma unroll
       for (int e = 0; e < N; ++e) {
         f.template gather<R, N>(found[e], raw, e, channel[e], [](int, int) { return true; });
       }
-    } else {
+      continue;
+    }
+    int count[R];
 #pragma unroll
-      for (int e = 0; e < N; ++e) {
-        f.template gather<R, N>(found[e], raw, e, channel[e],
-                                [&](int r, int e) { return e < count[r]; });
-      }
+    for (int r = 0; r < R; ++r) {
+      const int64_t row = last - r * step, first = row * width + column;
+      const int64_t rest = row < 0 || column >= width ? 0 : elements - first;
+      count[r] = rest <= 0 ? 0 : rest < N ? static_cast<int>(rest) : N;
+      raw[r] = f.template read<N>(partial * elements + (count[r] ? first : 0), count[r]);
+    }
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      f.template gather<R, N>(found[e], raw, e, channel[e],
+                              [&](int r, int e) { return e < count[r]; });
     }
   }
 
@@ -105,7 +108,7 @@ template <class F, int V>
 __global__ void __launch_bounds__(kChannelThreads, 4)
     reduce_planes(const F f, const Channels shape, const ChannelPlan plan, typename F::M* entries) {
   using M = typename F::M;
-  constexpr int R = kPlaneLoads;
+  constexpr int R = kPlaneLoads<V, kVector<typename F::T>>;
   __shared__ Exchange<M> exchange;
   const Team team(kChannelThreads);
   Reducer<M> reduce(exchange, team);
@@ -114,33 +117,43 @@ __global__ void __launch_bounds__(kChannelThreads, 4)
   const int64_t partial = unit / plan.members, member = unit % plan.members;
   const int64_t begin = shape.outer * member / plan.members;
   const int64_t end = shape.outer * (member + 1) / plan.members;
-  const int64_t packs = shape.inner / V, row = shape.count * shape.inner;
+  const int64_t row = shape.count * shape.inner;
+  const int packs = static_cast<int>(shape.inner / V);
   const int64_t start = partial * shape.outer * row + channel * shape.inner;
-  const int64_t rows_of_step = kChannelThreads / packs;
-  const int64_t packs_of_step = kChannelThreads % packs;
+  const int rows_of_step = kChannelThreads / packs, packs_of_step = kChannelThreads % packs;
   const typename F::Channel known = f.channel(partial, channel);
 
   // The place of this thread, which moves on by as many packs as the block has threads.
-  int64_t outer = begin + threadIdx.x / packs, pack = threadIdx.x % packs;
+  const int thread = static_cast<int>(threadIdx.x);
+  int64_t outer = begin + thread / packs;
+  int pack = thread % packs;
+  int64_t place = start + outer * row + pack * V;
+  const int64_t step = rows_of_step * row + packs_of_step * V, wrap = row - packs * V;
+  const auto move_on = [&] {
+    outer += rows_of_step, pack += packs_of_step, place += step;
+    if (pack >= packs) pack -= packs, ++outer, place += wrap;
+  };
+  const int64_t full = end - (R - 1) * (rows_of_step + 1);  // places from below lead to R that exist
   M found = {};
   while (outer < end) {
     typename F::template Raw<V> raw[R];
+    if (outer < full) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        raw[r] = f.template read<V>(place, V);
+        move_on();
+      }
+      f.template gather<R, V>(found, raw, -1, known, [](int, int) { return true; });
+      continue;
+    }
     bool present[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       present[r] = outer < end;
-      const int64_t first = present[r] ? start + outer * row + pack * V : 0;
-      raw[r] = f.template read<V>(first, present[r] ? V : 0);
-      outer += rows_of_step;
-      pack += packs_of_step;
-      if (pack >= packs) pack -= packs, ++outer;
+      raw[r] = f.template read<V>(present[r] ? place : 0, present[r] ? V : 0);
+      move_on();
     }
-    // Places only grow: the last one tells of all.
-    if (present[R - 1]) {
-      f.template gather<R, V>(found, raw, -1, known, [](int, int) { return true; });
-    } else {
-      f.template gather<R, V>(found, raw, -1, known, [&](int r, int) { return present[r]; });
-    }
+    f.template gather<R, V>(found, raw, -1, known, [&](int r, int) { return present[r]; });
   }
   found = reduce.all(found);
   if (threadIdx.x == 0) entries[unit * shape.count + channel] = found;
@@ -215,6 +228,7 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
                     reduce_columns<F>, f, shape, plan, entries);
   } else {
     const int by = std::min(vector, power_in(shape.inner, N));
+    if (shape.inner / by > kMaxGrid - kChannelThreads) return cudaErrorInvalidValue;
     const auto kernel = by == N       ? reduce_planes<F, N>
                         : by * 2 == N ? reduce_planes<F, (N + 1) / 2>
                                       : reduce_planes<F, 1>;

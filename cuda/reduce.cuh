@@ -133,15 +133,16 @@ struct Team {
   }
 };
 
-// Combines the values of groups of `lanes` neighbouring lanes, a power of two; every lane gets the
-// same bits, because both partners merge in the same order.
+// Combines the values of groups of `lanes` neighbouring lanes, a power of two, or of every
+// first-th of them; every lane gets the same bits, because both partners merge in the same order.
 template <class M>
-__device__ M across_lanes(M value, int lanes) {
+__device__ M across_lanes(M value, int lanes, int first = 1) {
   constexpr int kWords = sizeof(M) / 4;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
     if (step >= lanes) break;
+    if (step < first) continue;
     M other;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
@@ -165,7 +166,7 @@ struct Exchange {
   struct Entry {
     uint32_t word[sizeof(M) / 4];
   };
-  Entry entry[2][kMaxCluster][kMaxWarps];
+  Entry entry[2][kLargeCluster][kMaxWarps];
   Barrier barrier[2];
 };
 

@@ -139,17 +139,24 @@ Status load_kernels(K*... kernels) {
   return status;
 }
 
-// How many blocks of a kernel the whole device runs at once: the grid of a persistent kernel.
+// How many clusters of a kernel the whole device runs at once.
+template <class K>
+int resident_clusters(const Grid& grid, K* kernel) {
+  int count = 0;
+  cudaLaunchAttribute attribute = {};
+  Grid one = grid;
+  one.blocks = grid.cluster;
+  const cudaLaunchConfig_t config = launch_config(one, attribute);
+  cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  return count;
+}
+
+// How many blocks: the grid of a persistent kernel.
 template <class K>
 int64_t resident_blocks(const Grid& grid, K* kernel) {
   int count = 0;
   if (grid.cluster > 1) {
-    cudaLaunchAttribute attribute = {};
-    Grid one = grid;
-    one.blocks = grid.cluster;
-    const cudaLaunchConfig_t config = launch_config(one, attribute);
-    cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-    count *= grid.cluster;
+    count = resident_clusters(grid, kernel) * grid.cluster;
   } else {
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, grid.threads, grid.shared);
     count *= device_attribute(cudaDevAttrMultiProcessorCount);

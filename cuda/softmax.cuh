@@ -1,9 +1,9 @@
-// Rows of logits: how they are read, and the running maximum and sum of a softmax.
+// Logits: how they are read, and the running maximum and sum of a softmax over them.
 #pragma once
 
 #include <limits>
 
-#include "row.cuh"
+#include "stage.cuh"
 #include "syntonic_softmax.h"
 
 namespace syntonic {
@@ -16,14 +16,51 @@ constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
 // The larger number, or NaN if either is: what CUDA's own maximum drops.
 template <class A>
 __device__ A larger(A a, A b) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<A, float>) {
+    float c;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+    return c;
+  }
+#endif
   return b > a || b != b ? b : a;
+}
+
+// exp(x), as precisely as results of type T show: for 16-bit types by the device's power of two,
+// whose error is some 2^-21 of results that are not negligible. Beside a sum of at least 1
+// subnormal terms are negligible too (kTerm).
+template <class T, bool kTerm = false>
+__device__ Acc<T> exponential(Acc<T> x) {
+  if constexpr (sizeof(T) > 2) {
+    return exp(x);
+  } else {
+    constexpr float kLog2E = 1.4426950408889634f;
+    float y;
+    if constexpr (kTerm) {
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * kLog2E));
+    } else {
+      asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * kLog2E));
+    }
+    return y;
+  }
+}
+
+template <class A, int N>
+__device__ void take_max(A& max, const A (&z)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) max = larger(max, z[e]);
+}
+
+template <class T, int N>
+__device__ void add_terms(Acc<T>& sum, Acc<T> base, const Acc<T> (&z)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) sum += exponential<T, true>(z[e] - base);
 }
 
 // The largest of some numbers, and the sum of their exponentials relative to it. Without any number
 // the sum is 0; where all are -inf it is not, so that the two can be told apart.
 template <class A>
 struct MaxSum {
-  static constexpr bool kCommutes = false;
   A max = -kInfinity<A>;
   A sum = 0;
 
@@ -39,6 +76,17 @@ struct MaxSum {
     return {max, a.sum * factor(a.max, max) + b.sum * factor(b.max, max)};
   }
 
+  // Takes in more numbers.
+  template <class T, int K, int N>
+  __device__ void extend(const A (&z)[K][N]) {
+    const A before = max;
+#pragma unroll
+    for (int k = 0; k < K; ++k) take_max(max, z[k]);
+    sum *= factor(before, max);
+#pragma unroll
+    for (int k = 0; k < K; ++k) add_terms<T>(sum, base(max), z[k]);
+  }
+
   // For a sum relative to `max`: what turns exp(z - base(max)) into probabilities.
   __device__ A share(A max) const {
     if (sum == A(0)) return A(0);
@@ -47,57 +95,31 @@ struct MaxSum {
   }
 };
 
-// Of K packs, of which the elements that count have their bit in `present`; the others are -inf.
-template <class A, int K, int N>
-__device__ MaxSum<A> max_sum_of(const A (&z)[K][N], const uint32_t (&present)[K]) {
-  MaxSum<A> found;
-  uint32_t any = 0;
+// As for other monoids, but with one exponential: first the maximum, then the sum relative to it.
+template <class A>
+__device__ MaxSum<A> across_lanes(const MaxSum<A>& value, int lanes, int first = 1) {
+  MaxSum<A> total = value;
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    any |= present[k];
-#pragma unroll
-    for (int e = 0; e < N; ++e) found.max = larger(found.max, z[k][e]);
+  for (int step = 1; step < kWarp; step *= 2) {
+    if (step >= lanes) break;
+    if (step < first) continue;
+    total.max = larger(total.max, __shfl_xor_sync(0xffffffffu, total.max, step));
   }
-  const A base = MaxSum<A>::base(found.max);
+  total.sum *= MaxSum<A>::factor(value.max, total.max);
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-#pragma unroll
-    for (int e = 0; e < N; ++e) found.sum += exp(z[k][e] - base);
+  for (int step = 1; step < kWarp; step *= 2) {
+    if (step >= lanes) break;
+    if (step < first) continue;
+    total.sum += __shfl_xor_sync(0xffffffffu, total.sum, step);
   }
-  if (any && found.max == -kInfinity<A>) found.sum = A(1);
-  return found;
+  return total;
 }
 
-// The packs of a row, dealt out to the threads of a team in turns.
-template <int N>
-struct RowAccess {
-  int64_t start;  // of the row, or of the pack of the array that it begins in
-  int begin = 0;  // elements from start to the row
-  int end;        // and to the end of the row
-  int limit = 0;  // packs of the array may be read up to here; 0: not by packs of the array
-  bool vector;    // rows are whole packs
-
-  // Rows that do not exist are empty. `shifted`: rows of other than whole packs may be read by the
-  // packs of the array.
-  __device__ RowAccess(bool vector, bool shifted, int64_t row, int64_t rows, int width)
-      : start(row < rows ? row * width : 0), end(row < rows ? width : 0), vector(vector) {
-    if (vector || !shifted || end == 0) return;
-    begin = static_cast<int>(start % N);
-    start -= begin;
-    end += begin;
-    const int64_t rest = rows * width - start;
-    limit = rest < end + N ? static_cast<int>(rest) : end + N;
-  }
-
-  __device__ int turns(const Team& team) const {
-    return (end + N * team.size - 1) / (N * team.size);
-  }
-
-  __device__ Span at(int turn, const Team& team) const {
-    if (limit) return {(turn * team.size + team.rank) * N, 1, end, begin, limit};
-    return span<N>(vector, turn, team.size, team.rank, end);
-  }
-};
+// Where something counts and all of it is -inf, the sum is not 0.
+template <class A>
+__device__ void tell_apart(MaxSum<A>& found, bool any) {
+  if (any && found.max == -kInfinity<A>) found.sum = A(1);
+}
 
 template <class T>
 struct Logits {
@@ -115,37 +137,130 @@ struct Logits {
   const T* weights;
   const A* scale;
   const uint8_t* mask;
+
+  __device__ A scale_of(int64_t group) const { return weights ? scale[group] : A(0); }
 };
+
+// Whether z is x and everything counts.
+inline bool plain(const SoftmaxLogits& logits) {
+  return !logits.bias && !logits.weights && !logits.mask;
+}
 
 template <class A>
 __device__ A log_weight(A weight, A scale) {
   return scale * log(larger(A(1e-10), weight));
 }
 
-// Which elements of a pack there are, a bit for each, and which of them count.
 template <int N>
-__device__ uint32_t present_in(const uint8_t* mask, int64_t start, const Span& at, bool vector) {
+constexpr uint32_t kAll = (1u << N) - 1;
+
+// Which of N elements count, a bit for each.
+template <int N>
+__device__ uint32_t read_mask(const uint8_t* mask) {
   uint32_t bits = 0;
-  if (vector) {
-    if (at.first >= at.end) return 0;
-    if (!mask) return (1u << N) - 1;
-    const uint8_t* bytes = mask + start + at.first;
+  if (reinterpret_cast<uintptr_t>(mask) % N == 0) {
     uint32_t word[(N + 3) / 4];
     if constexpr (N == 2) {
-      word[0] = __ldg(reinterpret_cast<const uint16_t*>(bytes));
+      word[0] = __ldg(reinterpret_cast<const uint16_t*>(mask));
     } else {
-      load_words<Cache::keep>(bytes, word);
+      load_words<Cache::keep>(mask, word);
     }
 #pragma unroll
     for (int e = 0; e < N; ++e) bits |= (word[e / 4] >> e % 4 * 8 & 1u) << e;
-    return bits;
-  }
+  } else {
 #pragma unroll
-  for (int e = 0; e < N; ++e) {
-    if (!at.holds(e)) continue;
-    bits |= mask ? (__ldg(mask + start + at.first + e * at.step) & 1u) << e : 1u << e;
+    for (int e = 0; e < N; ++e) bits |= (__ldg(mask + e) & 1u) << e;
   }
   return bits;
+}
+
+// A pack of parameters, which may lie at any element.
+template <class A, int N>
+__device__ void read_bias(const A* bias, A (&x)[N]) {
+  if (reinterpret_cast<uintptr_t>(bias) % 16 == 0) {
+    Packed<A, N> packed;
+    load_words<Cache::keep>(bias, packed.word);
+    unpack(packed, x);
+  } else {
+#pragma unroll
+    for (int e = 0; e < N; ++e) x[e] = __ldg(bias + e);
+  }
+}
+
+template <class T, int N>
+__device__ Packed<T, N> read_pack(const T* address) {
+  Packed<T, N> packed;
+  load_words<Cache::keep>(address, packed.word);
+  return packed;
+}
+
+template <class T, int N>
+__device__ void write_pack(T* address, const Packed<T, N>& packed) {
+  store(address, Span{0, 1, N}, true, packed);
+}
+
+// A pack of -inf.
+template <class T, int N>
+__device__ Packed<T, N> lowest_pack() {
+  Acc<T> x[N];
+#pragma unroll
+  for (int e = 0; e < N; ++e) x[e] = -kInfinity<Acc<T>>;
+  return pack<T>(x);
+}
+
+template <class A, int N>
+__device__ void hide_absent(uint32_t present, A (&z)[N], A hidden = -kInfinity<A>) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) z[e] = present >> e & 1 ? z[e] : hidden;
+}
+
+// Adds the weights of a pack, and hides what of it does not count. Returns which elements do.
+template <class T, int N>
+__device__ uint32_t weigh(const Logits<T>& from, Acc<T> scale, int64_t element, Acc<T> (&z)[N]) {
+  if (from.weights) {
+    Acc<T> weight[N];
+    unpack(read_pack<T, N>(from.weights + element), weight);
+#pragma unroll
+    for (int e = 0; e < N; ++e) z[e] += log_weight(weight[e], scale);
+  }
+  if (!from.mask) return kAll<N>;
+  const uint32_t present = read_mask<N>(from.mask + element);
+  hide_absent(present, z);
+  return present;
+}
+
+// z of the pack x, whose first element is number `element` of the array and number `parameter` of
+// the parameters: -inf where an element does not count. Returns which elements do.
+template <bool kPlain, class T, int N>
+__device__ uint32_t logits_of(const Logits<T>& from, Acc<T> scale, int64_t element,
+                              int64_t parameter, const Packed<T, N>& x, Acc<T> (&z)[N]) {
+  unpack(x, z);
+  if constexpr (kPlain) return kAll<N>;
+  if (from.bias) {
+    Acc<T> bias[N];
+    read_bias(from.bias + parameter, bias);
+#pragma unroll
+    for (int e = 0; e < N; ++e) z[e] += bias[e];
+  }
+  return weigh(from, scale, element, z);
+}
+
+// The logit of one element x, -inf if it does not count.
+template <class T>
+__device__ Acc<T> logit_of(const Logits<T>& from, Acc<T> scale, int64_t element, int64_t parameter,
+                           T x, bool& present) {
+  using A = Acc<T>;
+  present = !from.mask || from.mask[element];
+  if (!present) return -kInfinity<A>;
+  A z = static_cast<A>(x);
+  if (from.bias) z += from.bias[parameter];
+  if (from.weights) z += log_weight(static_cast<A>(from.weights[element]), scale);
+  return z;
+}
+template <class T>
+__device__ Acc<T> logit_at(const Logits<T>& from, Acc<T> scale, int64_t element, int64_t parameter,
+                           bool& present) {
+  return logit_of(from, scale, element, parameter, from.x[element], present);
 }
 
 // Whether the label of a row is a class that counts.
@@ -155,66 +270,195 @@ __device__ bool label_counts(const Logits<T>& from, int64_t row, int width, int 
   return !from.mask || from.mask[row * width + label];
 }
 
-// z of a pack but for the bias.
-template <class T, int N>
-__device__ void load_unbiased(const Logits<T>& from, Acc<T> scale, int64_t start, const Span& at,
-                              bool vector, Acc<T> (&z)[N]) {
-  unpack(load<T, N, Cache::keep>(from.x + start, at, vector), z);
-  if (!from.weights) return;
-  Acc<T> weight[N];
-  unpack(load<T, N, Cache::keep>(from.weights + start, at, vector), weight);
-#pragma unroll
-  for (int e = 0; e < N; ++e) z[e] += log_weight(weight[e], scale);
-}
+// A row in memory: whole packs, and at its ends a few elements that share a pack with another row.
+// Where the arrays of a kernel do not lie alike, all elements are such.
+template <class T>
+struct Stretch {
+  static constexpr int N = kVector<T>;
+  int64_t start;  // of the row, in elements of the array
+  int width;      // 0: no such row
+  int head = 0;   // elements before the first whole pack
+  int packs = 0;
 
-template <class A, int N>
-__device__ void hide_absent(uint32_t present, A (&z)[N]) {
-#pragma unroll
-  for (int e = 0; e < N; ++e) z[e] = present >> e & 1 ? z[e] : -kInfinity<A>;
-}
-
-// z of a pack of a row, -inf where an element does not count; `parameters`: where those of the
-// elements that begin at `start` do. Returns which elements count.
-template <class T, int N>
-__device__ uint32_t load_logits(const Logits<T>& from, Acc<T> scale, int64_t start,
-                                int64_t parameters, const Span& at, bool vector, Acc<T> (&z)[N]) {
-  const uint32_t present = present_in<N>(from.mask, start, at, vector);
-  load_unbiased(from, scale, start, at, vector, z);
-  if (from.bias) {
-    Acc<T> bias[N];
-    load_parameter(from.bias + parameters, at, vector, bias);
-#pragma unroll
-    for (int e = 0; e < N; ++e) z[e] += bias[e];
+  __device__ Stretch(const void* array, int64_t row, int64_t rows, int width, bool vector)
+      : start(row < rows ? row * width : 0), width(row < rows ? width : 0) {
+    if (!vector) return;
+    const auto address = reinterpret_cast<uintptr_t>(array) + start * sizeof(T);
+    head = min(static_cast<int>(-address % 16 / sizeof(T)), this->width);
+    packs = (this->width - head) / N;
   }
-  hide_absent(present, z);
-  return present;
+
+  __device__ int first(int pack) const { return head + pack * N; }
+  __device__ int edges() const { return width - packs * N; }
+  // The place in the row of an element at its ends.
+  __device__ int edge(int i) const { return i < head ? i : i + packs * N; }
+};
+
+constexpr int kStreamPacks = 4;  // of a thread, under way at a time
+
+// The logits of a row that is read where it lies.
+template <bool kPlain, class T>
+struct LogitStream {
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+  static constexpr int kPacks = kStreamPacks;
+
+  const Logits<T>& from;
+  const Stretch<T>& of;
+  int64_t parameters;  // where those of the row begin
+  A scale;
+
+  __device__ LogitStream(const Logits<T>& from, const Stretch<T>& of, int64_t group, int width)
+      : from(from), of(of), parameters(group * width), scale(from.scale_of(group)) {}
+
+  __device__ uint32_t read(int pack, const Packed<T, N>& x, A (&z)[N]) const {
+    const int at = of.first(pack);
+    return logits_of<kPlain>(from, scale, of.start + at, parameters + at, x, z);
+  }
+  __device__ Packed<T, N> raw(int pack) const {
+    return read_pack<T, N>(from.x + of.start + of.first(pack));
+  }
+  __device__ A edge(int i, bool& present) const {
+    const int at = of.edge(i);
+    return logit_at(from, scale, of.start + at, parameters + at, present);
+  }
+
+  // Of the elements of this thread of a team.
+  __device__ MaxSum<A> max_sum(const Team& team) const {
+    MaxSum<A> found;
+    uint32_t any = 0;
+    for (int turn = team.rank; turn < of.packs; turn += kPacks * team.size) {
+      Packed<T, N> x[kPacks];
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int pack = turn + k * team.size;
+        x[k] = pack < of.packs ? raw(pack) : lowest_pack<T, N>();
+      }
+      A z[kPacks][N];
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int pack = turn + k * team.size;
+        if (kPlain || pack < of.packs) {
+          const uint32_t present = read(pack, x[k], z[k]);
+          any |= pack < of.packs ? present : 0;
+        } else {
+          hide_absent(0, z[k]);
+        }
+      }
+      found.template extend<T>(z);
+    }
+    for (int i = team.rank; i < of.edges(); i += team.size) {
+      bool present;
+      const A z = edge(i, present);
+      any |= present;
+      found = MaxSum<A>::merge(found, {z, z == -kInfinity<A> ? A(0) : A(1)});
+    }
+    tell_apart(found, any);
+    return found;
+  }
+};
+
+// Whether the packs of all these arrays lie alike; absent ones are null.
+template <class... P>
+bool alike(const void* first, const P*... others) {
+  const auto shift = reinterpret_cast<uintptr_t>(first) % 16;
+  return ((others == nullptr || reinterpret_cast<uintptr_t>(others) % 16 == shift) && ...);
 }
 
-// Whether rows are whole packs in aligned memory; masks are bytes, of which a pack has fewer.
-template <class T, class... P>
-bool whole_packs(const SoftmaxLogits& logits, int64_t length, const P*... others) {
-  return length % kVector<T> == 0 &&
-         all_aligned(logits.x, logits.bias, logits.weights, logits.mask, others...);
-}
-
-// Whether rows may be held in registers. Those of float64 are all streamed: fewer kernels to build.
+// Whether the packs of a row may be held or staged, rather than read again. Those of float64 are
+// all streamed: fewer kernels to build.
 template <class T>
 constexpr bool kHeld = sizeof(T) < 8;
 
-// Teams for rows that are streamed through, a few packs of a thread at a time.
-constexpr int kStreamPacks = 4;
+// ---- plans ----
+
+// Rows of other than whole packs up to this width go through tiles of many (softmax_plane.cuh).
+constexpr int kTileWidth = 1024;
+
+// Teams for rows that are streamed through.
+constexpr int kStreamThreads = 256;
 
 template <class T>
 RowPlan plan_stream(int64_t width) {
   const int64_t threads = ceil_div(width, int64_t{kVector<T>} * kStreamPacks);
   int team = 1;
-  while (team < threads && team < kMaxThreads) team *= 2;
+  while (team < threads && team < kStreamThreads) team *= 2;
   return {0, std::max(team, 128), team};
 }
 
 inline Grid grid_of_rows(const RowPlan& plan, int64_t rows) {
   const int cluster = cluster_size(plan);
   return {ceil_div(rows, teams_per_block(plan)) * cluster, plan.threads, cluster};
+}
+
+// How a row goes through shared memory, in 16-byte pieces.
+constexpr int kStageThreads = 256;
+constexpr int kStagePieces = 2048;  // of a block, unless a cluster has no more blocks
+
+// Pieces of a block for so many packs of a row, shared out among its threads and those of its peers.
+__host__ __device__ constexpr int64_t stage_pieces(int64_t packs, int blocks, int threads) {
+  const int team = blocks * threads;
+  return (packs + team - 1) / team * threads;
+}
+
+struct StagePlan {
+  int blocks = 0;  // 0: it does not fit
+  int threads = 0;
+  size_t shared = 0;  // bytes of a block
+
+  int team() const { return blocks * threads; }
+  Grid grid(int64_t rows) const { return {rows * blocks, threads, blocks, shared}; }
+};
+
+// Lets a kernel use all the shared memory, and large clusters.
+template <class K>
+Status load_staged(K* kernel) {
+  const Status status = load_ring(kernel);
+  if (status != kSuccess || !has_clusters(kernel)) return status;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// `arrays` rows of so many bytes go side by side.
+template <class K>
+StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
+  const int64_t pieces = row_bytes / 16;
+  if (!has_clusters(kernel)) most = 1;
+  StagePlan plan = {1};
+  while (plan.blocks < most && pieces * arrays > kStagePieces * plan.blocks) plan.blocks *= 2;
+  const int64_t share = ceil_div(pieces, plan.blocks);
+  const int64_t turns = std::max<int64_t>(1, ceil_div(share, kStageThreads));
+  plan.threads = static_cast<int>(ceil_div(ceil_div(share, turns), kWarp)) * kWarp;
+  plan.threads = std::max(plan.threads, kWarp);
+  plan.shared = sizeof(uint4) * arrays * (stage_pieces(pieces, plan.blocks, plan.threads) + kLine);
+  const bool fits = plan.shared <= static_cast<size_t>(ring_capacity(kernel));
+  if (plan.blocks > kMaxCluster && (!fits || resident_clusters(plan.grid(1), kernel) == 0)) {
+    return plan_stages(row_bytes, arrays, kMaxCluster, kernel);
+  }
+  if (!fits) plan.blocks = 0;
+  return plan;
+}
+
+// Of the pieces of a block, the first that this thread copies packs from here to: alike in lines.
+template <class T>
+__device__ uint4* stage_of(uint4* pieces, const T* first_pack) {
+  return pieces + threadIdx.x + reinterpret_cast<uintptr_t>(first_pack) / 16 % kLine;
+}
+
+// Calls f with the number of every pack of this thread, and the piece that it is staged in.
+template <class F>
+__device__ void for_packs(int packs, const Team& team, F&& f) {
+#pragma unroll 2
+  for (int pack = team.rank, piece = 0; pack < packs; pack += team.size, piece += blockDim.x) {
+    f(pack, piece);
+  }
+}
+
+template <class T>
+__device__ void copy_packs(uint4* stage, const T* first_pack, int packs, const Team& team) {
+  for_packs(packs, team, [&](int pack, int piece) {
+    copy_async<16>(stage + piece, 1, first_pack + pack * kVector<T>, true);
+  });
+  commit_copies();
 }
 
 }  // namespace syntonic

@@ -10,16 +10,17 @@
 
 namespace syntonic {
 
+constexpr int kPullPacks = 2;  // of a thread, under way at a time where rows are streamed
+
 enum class Pull { softmax, log_softmax, cross_entropy };
 
 template <class T>
 struct PullArguments {
   using A = Acc<T>;
 
-  Logits<T> logits;
-  const T* y;             // softmax
-  const A* max;           // the others
-  const A* log_sum;       // the others
+  Logits<T> logits;       // x: that of a softmax is its result y
+  const A* max;           // not of a softmax
+  const A* log_sum;       // not of a softmax
   const T* ct;            // not of a cross entropy
   const int32_t* labels;  // cross entropy
   const A* row_ct;        // cross entropy
@@ -28,99 +29,140 @@ struct PullArguments {
   int64_t rows;
   int64_t group_rows;
   int width;
-  int64_t inner;
-  int team;
-  bool shifted;
+  int team;  // threads of a row; along an inner axis the blocks of a plane
 
   __device__ int64_t group(int64_t row) const { return row < rows ? row / group_rows : 0; }
-  __device__ A scale(int64_t group) const { return logits.weights ? logits.scale[group] : A(0); }
 };
 
-// What a pack of a row needs to know of the row.
 template <class T>
-struct PullRow {
-  Acc<T> scale = 0;
-  Acc<T> max = 0;
-  Acc<T> log_sum = 0;
-  int label = -1;
-
-  template <Pull kPull>
-  __device__ static PullRow of(const PullArguments<T>& a, int64_t row, int64_t group) {
-    PullRow known;
-    if (row >= a.rows) return known;
-    known.scale = a.scale(group);
-    if (kPull != Pull::softmax) known.max = a.max[row], known.log_sum = a.log_sum[row];
-    if (kPull == Pull::cross_entropy) known.label = a.labels[row];
-    return known;
-  }
-};
-
-// Probabilities from logits; what does not count has none.
-template <class T, int N>
-__device__ void to_probabilities(const PullRow<T>& row, uint32_t present, Acc<T> (&z)[N]) {
-#pragma unroll
-  for (int e = 0; e < N; ++e) {
-    z[e] = present >> e & 1 ? exp((z[e] - row.max) - row.log_sum) : Acc<T>(0);
-  }
+PullArguments<T> pull_arguments(const SyntonicSoftmaxCotangent& call, int team) {
+  using A = Acc<T>;
+  const Planes& shape = call.logits.shape;
+  SoftmaxLogits logits = call.logits;
+  if (call.y) logits.x = call.y;
+  return {.logits = Logits<T>(logits),
+          .max = static_cast<const A*>(call.max),
+          .log_sum = static_cast<const A*>(call.log_sum),
+          .ct = static_cast<const T*>(call.ct),
+          .labels = nullptr,
+          .row_ct = nullptr,
+          .d_z = static_cast<T*>(call.d_z),
+          .row_sums = nullptr,
+          .rows = shape.rows(),
+          .group_rows = shape.outer * shape.inner,
+          .width = static_cast<int>(shape.width),
+          .team = team};
 }
 
-// p and ct of a pack of a row, both 0 where an element does not count. Returns which do.
-template <Pull kPull, class T, int N>
-__device__ uint32_t load_pull(const PullArguments<T>& a, const PullRow<T>& row, int64_t start,
-                              int64_t parameters, const Span& at, bool vector, Acc<T> (&p)[N],
-                              Acc<T> (&ct)[N]) {
-  uint32_t present;
-  if constexpr (kPull == Pull::softmax) {
-    present = present_in<N>(a.logits.mask, start, at, vector);
-    unpack(load<T, N, Cache::keep>(a.y + start, at, vector), p);
-#pragma unroll
-    for (int e = 0; e < N; ++e) p[e] = present >> e & 1 ? p[e] : Acc<T>(0);
-  } else {
-    present = load_logits(a.logits, row.scale, start, parameters, at, vector, p);
-    to_probabilities(row, present, p);
-  }
-  if constexpr (kPull != Pull::cross_entropy) {
-    unpack(load<T, N, Cache::keep>(a.ct + start, at, vector), ct);
-#pragma unroll
-    for (int e = 0; e < N; ++e) ct[e] = present >> e & 1 ? ct[e] : Acc<T>(0);
-  }
-  return present;
-}
-
+// What an element adds to s.
 template <Pull kPull, class A>
-__device__ A row_term(A p, A ct) {
+__device__ A pull_term(A p, A ct) {
   return kPull == Pull::softmax ? p * ct : ct;
 }
 
-// d_z of a pack, in place of p. `label`: where in the stretch of the row the label is.
-template <Pull kPull, class A, int N>
-__device__ void pull(A s, int label, const Span& at, uint32_t present, const A (&ct)[N],
-                     A (&p)[N]) {
-#pragma unroll
-  for (int e = 0; e < N; ++e) {
-    if constexpr (kPull == Pull::softmax) {
-      p[e] *= ct[e] - s;
-    } else if constexpr (kPull == Pull::log_softmax) {
-      p[e] = ct[e] - p[e] * s;
-    } else {
-      p[e] = s * (at.first + e * at.step - at.begin == label ? p[e] - A(1) : p[e]);
-    }
-    if (!(present >> e & 1)) p[e] = A(0);
-  }
+// d_z of an element; of a cross entropy, p is less by one at the label.
+template <Pull kPull, class A>
+__device__ A pulled(A s, A p, A ct) {
+  if (kPull == Pull::softmax) return p * (ct - s);
+  if (kPull == Pull::log_softmax) return ct - p * s;
+  return s * p;
 }
 
-// Rows of whole packs that fit, K packs a thread, on a persistent grid. The column sums gather in
-// registers.
-template <Pull kPull, class T, int K>
-__global__ void __launch_bounds__(kMaxThreads)
+// What the elements of a row need to know of it, to become p and then d_z.
+template <Pull kPull, class T>
+struct PullRow {
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+
+  const PullArguments<T>& a;
+  int64_t start;       // of the row in the arrays
+  int64_t parameters;  // where those of the row begin
+  A scale = 0;
+  A max = 0;
+  A log_sum = 0;
+  int label = -1;
+
+  __device__ PullRow(const PullArguments<T>& a, int64_t row)
+      : a(a), start(row * a.width), parameters(a.group(row) * a.width) {
+    if (row >= a.rows) return;
+    scale = a.logits.scale_of(a.group(row));
+    if (kPull != Pull::softmax) max = a.max[row], log_sum = a.log_sum[row];
+    if (kPull == Pull::cross_entropy) label = a.labels[row];
+  }
+
+  // p and ct of a pack of x, which begins with element `at` of the row; both 0 where an element
+  // does not count. Returns which do.
+  template <bool kPlain>
+  __device__ uint32_t read(int at, const Packed<T, N>& x, const Packed<T, N>& cts, A (&p)[N],
+                           A (&ct)[N]) const {
+    uint32_t present = kAll<N>;
+    unpack(cts, ct);
+    if constexpr (kPull == Pull::softmax) {
+      unpack(x, p);
+      if (!kPlain && a.logits.mask) present = read_mask<N>(a.logits.mask + start + at);
+    } else {
+      present = logits_of<kPlain>(a.logits, scale, start + at, parameters + at, x, p);
+#pragma unroll
+      for (int e = 0; e < N; ++e) p[e] = exponential<T>((p[e] - max) - log_sum);
+    }
+    if (!kPlain && present != kAll<N>) {
+      hide_absent(present, p, A(0));
+      hide_absent(present, ct, A(0));
+    }
+    return present;
+  }
+
+  // The same for one element.
+  __device__ bool read_at(int at, A& p, A& ct) const {
+    bool present = true;
+    if constexpr (kPull == Pull::softmax) {
+      present = !a.logits.mask || a.logits.mask[start + at];
+      p = static_cast<A>(a.logits.x[start + at]);
+    } else {
+      p = logit_at(a.logits, scale, start + at, parameters + at, present);
+      p = exponential<T>((p - max) - log_sum);
+    }
+    ct = kPull == Pull::cross_entropy ? A(0) : static_cast<A>(a.ct[start + at]);
+    if (!present) p = ct = A(0);
+    return present;
+  }
+
+  __device__ Packed<T, N> raw(int at) const { return read_pack<T, N>(a.logits.x + start + at); }
+  __device__ Packed<T, N> raw_ct(int at) const {
+    if constexpr (kPull == Pull::cross_entropy) return {};
+    return read_pack<T, N>(a.ct + start + at);
+  }
+
+  // d_z of a pack, in place of p.
+  __device__ void pull(A s, int at, uint32_t present, const A (&ct)[N], A (&p)[N]) const {
+    if (kPull == Pull::cross_entropy && static_cast<unsigned>(label - at) < N) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) p[e] -= at + e == label ? A(1) : A(0);
+    }
+#pragma unroll
+    for (int e = 0; e < N; ++e) p[e] = pulled<kPull>(s, p[e], ct[e]);
+    // What does not count is 0 already, unless a row that is NaN made it NaN.
+    if (present != kAll<N>) hide_absent(present, p, A(0));
+  }
+  __device__ A pull_at(A s, int at, bool present, A ct, A p) const {
+    if (kPull == Pull::cross_entropy && at == label) p -= A(1);
+    return present ? pulled<kPull>(s, p, ct) : A(0);
+  }
+};
+
+// Aligned rows of whole packs, K packs a thread, on a persistent grid. The column sums gather in
+// registers; kPlain: without any, and everything counts.
+template <Pull kPull, bool kPlain, class T, int K>
+__global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
     pull_rows(const PullArguments<T> a, const Workers workers, Acc<T>* sums, int64_t stride) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Sum<A>> exchange;
-  __shared__ A shared[N * kMaxThreads];
+  __shared__ A shared[kPlain ? 1 : N * kMaxThreads];
   const Team team(a.team);
   Reducer<Sum<A>> reduce(exchange, team);
   const int64_t step = workers.members * team.count;
+  const int packs = a.width / N;
   for (int64_t unit = blockIdx.x / team.blocks; unit < workers.partials * workers.members;
        unit += gridDim.x / team.blocks) {
     const int64_t partial = unit / workers.members;
@@ -130,87 +172,171 @@ __global__ void __launch_bounds__(kMaxThreads)
     int64_t first = partial * workers.rows + unit % workers.members * team.count;
     for (; first < end; first += step) {
       const int64_t row = first + team.index;
-      const RowAccess<N> access(true, false, row, end, a.width);
-      const int64_t group = row < end ? a.group(row) : 0;
-      const PullRow<T> known = PullRow<T>::template of<kPull>(a, row < end ? row : a.rows, group);
-      A p[K][N], ct[K][N];
-      uint32_t present[K];
+      const PullRow<kPull, T> of(a, row < end ? row : a.rows);
+      const int own = row < end ? packs : 0;
+      Packed<T, N> x[K], cts[K];
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        const int pack = k * team.size + team.rank;
+        x[k] = cts[k] = {};
+        if (pack < own) x[k] = of.raw(pack * N), cts[k] = of.raw_ct(pack * N);
+      }
+      const auto read = [&](int k, A(&p)[N], A(&ct)[N]) {
+        return of.template read<kPlain>((k * team.size + team.rank) * N, x[k], cts[k], p, ct);
+      };
       Sum<A> sum;
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        present[k] = load_pull<kPull>(a, known, access.start, group * a.width, access.at(k, team),
-                                      true, p[k], ct[k]);
+        if (k * team.size + team.rank >= own) continue;
+        A p[N], ct[N];
+        read(k, p, ct);
 #pragma unroll
-        for (int e = 0; e < N; ++e) sum.value += row_term<kPull>(p[k][e], ct[k][e]);
+        for (int e = 0; e < N; ++e) sum.value += pull_term<kPull>(p[e], ct[e]);
       }
       const A s = reduce.all(sum).value;
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        const Span at = access.at(k, team);
-        pull<kPull>(s, -1, at, present[k], ct[k], p[k]);
-        if (a.d_z) store(a.d_z + access.start, at, true, pack<T>(p[k]));
-        if (!sums) continue;
+        const int at = (k * team.size + team.rank) * N;
+        if (at >= own * N) continue;
+        A p[N], ct[N];
+        const uint32_t present = read(k, p, ct);
+        of.pull(s, at, present, ct, p);
+        if (a.d_z) write_pack(a.d_z + of.start + at, pack<T>(p));
+        if constexpr (!kPlain) {
 #pragma unroll
-        for (int e = 0; e < N; ++e) d_bias[k][e] += p[k][e];
+          for (int e = 0; e < N; ++e) d_bias[k][e] += p[e];
+        }
       }
     }
-    if (!sums) continue;
-    const RowAccess<N> access(true, false, 0, 1, a.width);
+    if constexpr (!kPlain) {
+      if (!sums) continue;
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      add_teams(team, d_bias[k], shared);
-      if (team.index == 0) {
-        store(sums + unit * stride, access.at(k, team), true, pack<A>(d_bias[k]));
+      for (int k = 0; k < K; ++k) {
+        add_teams(team, d_bias[k], shared);
+        const int pack = k * team.size + team.rank;
+        if (team.index == 0 && pack < packs) {
+          write_pack(sums + unit * stride + pack * N, syntonic::pack<A>(d_bias[k]));
+        }
       }
+      if (team.count > 1) __syncthreads();  // before `shared` is filled again
     }
-    if (team.count > 1) __syncthreads();  // before `shared` is filled again
+  }
+}
+
+// Rows of any width and alignment that fit into the shared memory of a cluster together with their
+// cotangents. A thread copies and reads only packs of its own.
+template <Pull kPull, class T>
+__global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArguments<T> a) {
+  using A = Acc<T>;
+  constexpr int N = kVector<T>;
+  extern __shared__ uint4 pieces[];
+  __shared__ Exchange<Sum<A>> exchange;
+  const Team team(a.team);
+  Reducer<Sum<A>> reduce(exchange, team);
+  const int64_t row = int64_t{blockIdx.x} / team.blocks;
+  const PullRow<kPull, T> of(a, row);
+  const Stretch<T> packs(a.logits.x, row, a.rows, a.width, true);
+  const T* const x = a.logits.x + packs.start + packs.head;
+  const T* const cts = a.ct + packs.start + packs.head;
+  uint4* const x_stage = stage_of(pieces, x);
+  const int64_t room = kLine + stage_pieces(packs.packs, team.blocks, team.size / team.blocks);
+  uint4* const ct_stage = stage_of(pieces + room, cts);
+  copy_packs(x_stage, x, packs.packs, team);
+  copy_packs(ct_stage, cts, packs.packs, team);
+
+  Sum<A> sum;
+  const int edge = packs.edge(team.rank);
+  const bool has_edge = team.rank < packs.edges();
+  A edge_p = 0, edge_ct = 0;
+  bool edge_present = false;
+  if (has_edge) {
+    edge_present = of.read_at(edge, edge_p, edge_ct);
+    sum.value = pull_term<kPull>(edge_p, edge_ct);
+  }
+  const auto read = [&](int pack, int piece, A(&p)[N], A(&ct)[N]) {
+    return of.template read<false>(packs.first(pack), staged<T, N>(x_stage + piece, 1),
+                                   staged<T, N>(ct_stage + piece, 1), p, ct);
+  };
+  wait_copies(0);
+  for_packs(packs.packs, team, [&](int pack, int piece) {
+    A p[N], ct[N];
+    read(pack, piece, p, ct);
+#pragma unroll
+    for (int e = 0; e < N; ++e) sum.value += pull_term<kPull>(p[e], ct[e]);
+  });
+  const A s = reduce.all(sum).value;
+  if (a.row_sums && team.rank == 0) a.row_sums[row] = s;
+  if (!a.d_z) return;
+  for_packs(packs.packs, team, [&](int pack, int piece) {
+    A p[N], ct[N];
+    const uint32_t present = read(pack, piece, p, ct);
+    of.pull(s, packs.first(pack), present, ct, p);
+    write_pack(a.d_z + packs.start + packs.first(pack), syntonic::pack<T>(p));
+  });
+  if (has_edge) {
+    a.d_z[packs.start + edge] = narrow<T>(of.pull_at(s, edge, edge_present, edge_ct, edge_p));
   }
 }
 
 // Rows of any width. Those of a cross entropy are read once; the others twice, the second time from
 // the L2 cache if it holds them.
 template <Pull kPull, class T>
-__global__ void __launch_bounds__(kMaxThreads) pull_stream(const PullArguments<T> a, bool aligned) {
+__global__ void __launch_bounds__(kStreamThreads, 4)
+    pull_stream(const PullArguments<T> a, bool vector) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Sum<A>> exchange;
   const Team team(a.team);
   Reducer<Sum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
-  const RowAccess<N> access(aligned, a.shifted, row, a.rows, a.width);
-  const int64_t group = a.group(row), parameters = group * a.width - access.begin;
-  const PullRow<T> known = PullRow<T>::template of<kPull>(a, row, group);
-  const int turns = access.turns(team);
+  const Stretch<T> packs(a.logits.x, row, a.rows, a.width, vector);
+  const PullRow<kPull, T> of(a, row);
   A s = 0;
-  int label = -1;
   bool any = row < a.rows;  // or the loss is no function of the logits
   if constexpr (kPull == Pull::cross_entropy) {
-    label = known.label;
-    any = any && label_counts(a.logits, row, a.width, label);
+    any = any && label_counts(a.logits, row, a.width, of.label);
     if (any) s = a.row_ct[row];
   } else {
     Sum<A> sum;
 #pragma unroll 4
-    for (int turn = 0; turn < turns; ++turn) {
+    for (int pack = team.rank; pack < packs.packs; pack += team.size) {
+      const int at = packs.first(pack);
       A p[N], ct[N];
-      load_pull<kPull>(a, known, access.start, parameters, access.at(turn, team), aligned, p, ct);
+      of.template read<false>(at, of.raw(at), of.raw_ct(at), p, ct);
 #pragma unroll
-      for (int e = 0; e < N; ++e) sum.value += row_term<kPull>(p[e], ct[e]);
+      for (int e = 0; e < N; ++e) sum.value += pull_term<kPull>(p[e], ct[e]);
+    }
+    for (int i = team.rank; i < packs.edges(); i += team.size) {
+      A p, ct;
+      of.read_at(packs.edge(i), p, ct);
+      sum.value += pull_term<kPull>(p, ct);
     }
     s = reduce.all(sum).value;
     if (a.row_sums && team.rank == 0 && row < a.rows) a.row_sums[row] = s;
   }
   if (!a.d_z) return;
-#pragma unroll 4
-  for (int turn = 0; turn < turns; ++turn) {
-    const Span at = access.at(turn, team);
-    A p[N] = {}, ct[N];
-    if (any) {
-      const uint32_t present =
-          load_pull<kPull>(a, known, access.start, parameters, at, aligned, p, ct);
-      pull<kPull>(s, label, at, present, ct, p);
+  for (int turn = team.rank; turn < packs.packs; turn += kPullPacks * team.size) {
+    Packed<T, N> x[kPullPacks], cts[kPullPacks];
+#pragma unroll
+    for (int k = 0; k < kPullPacks; ++k) {
+      const int pack = turn + k * team.size, at = packs.first(pack);
+      if (pack < packs.packs) x[k] = of.raw(at), cts[k] = of.raw_ct(at);
     }
-    store(a.d_z + access.start, at, aligned, pack<T>(p));
+#pragma unroll
+    for (int k = 0; k < kPullPacks; ++k) {
+      const int pack = turn + k * team.size, at = packs.first(pack);
+      if (pack >= packs.packs) continue;
+      A p[N], ct[N];
+      const uint32_t present = of.template read<false>(at, x[k], cts[k], p, ct);
+      of.pull(s, at, any ? present : 0, ct, p);
+      write_pack(a.d_z + packs.start + at, syntonic::pack<T>(p));
+    }
+  }
+  for (int i = team.rank; i < packs.edges(); i += team.size) {
+    const int at = packs.edge(i);
+    A p, ct;
+    const bool present = of.read_at(at, p, ct);
+    a.d_z[packs.start + at] = narrow<T>(of.pull_at(s, at, any && present, ct, p));
   }
 }
 
@@ -236,17 +362,28 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll 2
   for (int64_t row = partial * workers.rows + unit % workers.members * team.count + team.index;
        row < end; row += workers.members * team.count) {
-    const int64_t group = a.group(row);
-    const PullRow<T> known = PullRow<T>::template of<kPull>(a, row, group);
+    const PullRow<kPull, T> of(a, row);
     const A s = kPull == Pull::cross_entropy ? a.row_ct[row] : a.row_sums[row];
-    if (kPull == Pull::cross_entropy && !label_counts(a.logits, row, a.width, known.label))
-      continue;
-    A p[N], ct[N];
-    const uint32_t present = load_pull<kPull>(a, known, row * a.width + offset,
-                                              group * a.width + offset, at, aligned, p, ct);
-    pull<kPull>(s, known.label - offset, at, present, ct, p);
+    if (kPull == Pull::cross_entropy && !label_counts(a.logits, row, a.width, of.label)) continue;
+    if (aligned) {
+      if (at.first >= at.end) continue;
+      const int first = offset + at.first;
+      A p[N], ct[N];
+      const uint32_t present =
+          of.template read<false>(first, of.raw(first), of.raw_ct(first), p, ct);
+      of.pull(s, first, present, ct, p);
 #pragma unroll
-    for (int e = 0; e < N; ++e) d_bias[e] += p[e];
+      for (int e = 0; e < N; ++e) d_bias[e] += p[e];
+    } else {
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        if (!at.holds(e)) continue;
+        const int place = offset + at.first + e * at.step;
+        A p, ct;
+        const bool present = of.read_at(place, p, ct);
+        d_bias[e] += of.pull_at(s, place, present, ct, p);
+      }
+    }
   }
   add_teams(team, d_bias, shared);
   if (team.index == 0) store(sums + unit * stride + offset, at, aligned, pack<A>(d_bias));

@@ -1,0 +1,351 @@
+// Softmax along an inner axis, and along short rows of odd length: two ways to hold what a block
+// works on in shared memory, and one that holds nothing. A line is one row of a softmax.
+//
+//   tile      some whole planes, contiguous in memory, copied piece by piece; their lines are read
+//             element by element
+//   columns   the lines of a few packs side by side, which a cluster may share out along their
+//             length; a thread copies and reads only packs of its own
+//   stream    the lines of neighbouring elements, read twice
+#pragma once
+
+#include "softmax.cuh"
+
+namespace syntonic {
+
+constexpr int kPlaneThreads = 256;
+constexpr int kPlaneWarps = kPlaneThreads / kWarp;
+
+// The planes of a call, and which lines a block works on.
+struct PlaneShape {
+  int64_t planes;
+  int64_t group_planes;
+  int width;
+  int inner;
+  int lanes;  // columns: threads side by side; tile: planes of a block
+
+  __host__ __device__ constexpr int64_t size() const { return int64_t{width} * inner; }
+};
+
+inline PlaneShape plane_shape(const Planes& shape, int lanes) {
+  return {shape.groups * shape.outer, shape.outer, static_cast<int>(shape.width),
+          static_cast<int>(shape.inner), lanes};
+}
+
+// What is known of the logits of a plane.
+template <bool kPlain, class T>
+struct PlaneLogits {
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+  const Logits<T>& from;
+  A scale;
+  int64_t parameters;
+
+  __device__ PlaneLogits(const Logits<T>& from, const PlaneShape& shape, int64_t plane)
+      : from(from) {
+    const int64_t group = plane < shape.planes ? plane / shape.group_planes : 0;
+    scale = from.scale_of(group);
+    parameters = group * shape.width;
+  }
+
+  // z of element number w of a line, which is x.
+  __device__ A one(int w, int64_t element, T x, bool& present) const {
+    present = true;
+    if constexpr (kPlain) return static_cast<A>(x);
+    return logit_of(from, scale, element, parameters + w, x, present);
+  }
+
+  // z of a pack of elements number w of neighbouring lines.
+  __device__ uint32_t pack(int w, int64_t element, const Packed<T, N>& x, A (&z)[N]) const {
+    unpack(x, z);
+    if constexpr (kPlain) return kAll<N>;
+    if (from.bias) {
+      const A bias = from.bias[parameters + w];
+#pragma unroll
+      for (int e = 0; e < N; ++e) z[e] += bias;
+    }
+    return weigh(from, scale, element, z);
+  }
+};
+
+// ---- tile ----
+
+constexpr int kTileBytes = 16 << 10;
+constexpr int kTileLines = kPlaneThreads;
+
+// Planes of a tile; 0 where one is too large.
+inline int tile_planes(const Planes& shape, int64_t item) {
+  const int64_t bytes = shape.width * shape.inner * item;
+  if (bytes > 3 * kTileBytes || shape.inner > kTileLines) return 0;
+  return static_cast<int>(
+      std::max<int64_t>(1, std::min(kTileBytes / bytes, kTileLines / shape.inner)));
+}
+
+// 16-byte pieces of a tile, with room for the place of its first element in a line of memory.
+template <class T>
+__host__ __device__ constexpr int64_t tile_pieces(const PlaneShape& shape) {
+  return shape.lanes * shape.size() * int64_t{sizeof(T)} / 16 + kLine + 1;
+}
+
+// A stretch of an array in shared memory, alike in lines of 128 bytes.
+template <class T>
+struct Tile {
+  static constexpr int N = kVector<T>;
+  T* data;
+  Stretch<T> of;
+
+  __device__ Tile(uint4* pieces, const T* array, const PlaneShape& shape)
+      : of(array, 0, 1, 0, false) {
+    const int64_t first = int64_t{blockIdx.x} * shape.lanes;
+    const int64_t planes = shape.planes - first < shape.lanes ? shape.planes - first : shape.lanes;
+    const auto address = reinterpret_cast<uintptr_t>(array + first * shape.size());
+    of.start = first * shape.size();
+    of.width = static_cast<int>(planes * shape.size());
+    of.head = min(static_cast<int>(-address % 16 / sizeof(T)), of.width);
+    of.packs = (of.width - of.head) / N;
+    data = reinterpret_cast<T*>(pieces) + address % (16 * kLine) / sizeof(T);
+  }
+
+  __device__ void copy_from(const T* array) const {
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    for (int i = thread; i < of.packs; i += threads) {
+      const int at = of.first(i);
+      copy_async<16>(reinterpret_cast<uint4*>(data + at), 1, array + of.start + at, true);
+    }
+    commit_copies();
+    for (int i = thread; i < of.edges(); i += threads) {
+      data[of.edge(i)] = array[of.start + of.edge(i)];
+    }
+  }
+
+  __device__ void copy_to(T* array) const {
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    for (int i = thread; i < of.packs; i += threads) {
+      const int at = of.first(i);
+      write_pack(array + of.start + at, staged<T, N>(reinterpret_cast<uint4*>(data + at), 1));
+    }
+    for (int i = thread; i < of.edges(); i += threads) {
+      array[of.start + of.edge(i)] = data[of.edge(i)];
+    }
+  }
+};
+
+// The line of a thread, which shares it with `slots` - 1 others, and its elements.
+struct TileLine {
+  int line;  // of the tile; -1: none
+  int slot;
+  int slots;
+  int64_t plane = 0;
+  int64_t row = 0;  // of all lines
+  int first = 0;    // element of the tile
+
+  __device__ explicit TileLine(const PlaneShape& shape) {
+    const int lines = shape.lanes * shape.inner, thread = static_cast<int>(threadIdx.x);
+    slots = static_cast<int>(blockDim.x) / lines;
+    slot = thread / lines;
+    line = thread % lines;
+    const int local = line / shape.inner, place = line % shape.inner;
+    plane = int64_t{blockIdx.x} * shape.lanes + local;
+    if (slot >= slots || plane >= shape.planes) {
+      line = -1;
+      return;
+    }
+    row = plane * shape.inner + place;
+    first = local * static_cast<int>(shape.size()) + place;
+  }
+
+  template <class F>
+  __device__ void for_elements(const PlaneShape& shape, F&& f) const {
+    if (line < 0) return;
+#pragma unroll 4
+    for (int w = slot; w < shape.width; w += slots) f(w, first + w * shape.inner);
+  }
+};
+
+// What the threads of a line have found, merged in a fixed order; every one of them gets it.
+template <class M, class Merge>
+__device__ M across_slots(const TileLine& of, int lines, const M& own, M* shared, Merge merge) {
+  if (of.line >= 0) shared[of.slot * lines + of.line] = own;
+  __syncthreads();
+  M total = {};
+  if (of.line >= 0) {
+    total = shared[of.line];
+    for (int slot = 1; slot < of.slots; ++slot) {
+      total = merge(total, shared[slot * lines + of.line]);
+    }
+  }
+  return total;
+}
+
+// ---- stream ----
+
+// The line of a thread, which shares it with `slots` - 1 others, those of other blocks of the
+// cluster included; neighbours have neighbouring ones.
+struct StreamLine {
+  bool any;  // whether there is such a line
+  int slot;
+  int slots;
+  int64_t plane;
+  int64_t row;
+  int64_t start;  // its first element
+
+  __device__ StreamLine(const PlaneShape& shape, int blocks) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int own = static_cast<int>(blockDim.x) / shape.lanes;
+    slots = own * blocks;
+    slot = thread / shape.lanes + own * cluster_rank();
+    const int tiles = (shape.inner + shape.lanes - 1) / shape.lanes;
+    const int64_t unit = int64_t{blockIdx.x} / blocks;
+    plane = unit / tiles;
+    const int place = static_cast<int>(unit % tiles) * shape.lanes + thread % shape.lanes;
+    any = place < shape.inner;
+    row = plane * shape.inner + place;
+    start = plane * shape.size() + place;
+  }
+};
+
+struct StreamPlan {
+  int lanes = 1;
+  int blocks = 1;  // of a cluster
+  int64_t count;   // clusters
+};
+
+template <class K>
+StreamPlan plan_lines(const Planes& shape, K* kernel) {
+  StreamPlan plan;
+  while (plan.lanes < kWarp && plan.lanes < shape.inner) plan.lanes *= 2;
+  plan.count = shape.groups * shape.outer * ceil_div(shape.inner, plan.lanes);
+  const int64_t turns = ceil_div(shape.width * plan.lanes, kPlaneThreads);
+  while (has_clusters(kernel) && plan.blocks < kMaxCluster && turns > 16 * plan.blocks) {
+    plan.blocks *= 2;
+  }
+  return plan;
+}
+
+// ---- columns ----
+
+constexpr int kColumnLanes = 8;   // a line of 128 bytes
+constexpr int kTileColumns = 64;  // of the lines of a block at most
+constexpr int kColumnPacks = 8;   // of a thread at least, as long as there are others
+
+struct ColumnPlan {
+  int lanes = 1;
+  StagePlan stage;
+
+  // Clusters that the planes take.
+  int64_t count(const Planes& shape, int vector) const {
+    return shape.groups * shape.outer * ceil_div(shape.inner, lanes * vector);
+  }
+};
+
+// `arrays` of them go side by side.
+template <class T, class K>
+ColumnPlan plan_columns(const Planes& shape, int arrays, K* kernel) {
+  ColumnPlan plan;
+  while (plan.lanes < kColumnLanes && plan.lanes * kVector<T> < shape.inner) plan.lanes *= 2;
+  const int64_t pieces = shape.width * plan.lanes;
+  const int most = has_clusters(kernel) ? kMaxCluster : 1;
+  StagePlan& stage = plan.stage;
+  stage.blocks = 1;
+  while (stage.blocks < most && pieces * arrays > kStagePieces * stage.blocks) stage.blocks *= 2;
+  const int64_t share = ceil_div(pieces, stage.blocks);
+  const int64_t warps = std::max<int64_t>(1, share / (kWarp * kColumnPacks));
+  stage.threads = static_cast<int>(std::min<int64_t>(kPlaneThreads, warps * kWarp));
+  const int64_t slots = stage.threads / plan.lanes * stage.blocks;
+  stage.shared = sizeof(uint4) * arrays * ceil_div(shape.width, slots) * stage.threads;
+  if (stage.shared > static_cast<size_t>(ring_capacity(kernel))) stage.blocks = 0;
+  return plan;
+}
+
+// The packs of a thread: one of every `slots`-th element of N lines.
+template <class T>
+struct ColumnPlace {
+  static constexpr int N = kVector<T>;
+  int lanes;
+  int lane;
+  int slot;  // of the cluster
+  int slots;
+  int64_t plane;
+  int64_t start;  // of the first element of its lines in the array
+  int64_t row;    // the first of its lines
+  int rest;       // lines of the plane from there on
+  bool any;       // whether there are such lines
+
+  __device__ explicit ColumnPlace(const PlaneShape& shape, int blocks)
+      : lanes(shape.lanes),
+        lane(static_cast<int>(threadIdx.x) % lanes),
+        slots(static_cast<int>(blockDim.x) / lanes * blocks) {
+    slot = static_cast<int>(threadIdx.x) / lanes + slots / blocks * cluster_rank();
+    const int tile = lanes * N, tiles = (shape.inner + tile - 1) / tile;
+    const int64_t unit = int64_t{blockIdx.x} / blocks;
+    plane = unit / tiles;
+    const int place = static_cast<int>(unit % tiles) * tile + lane * N;
+    rest = shape.inner - place;
+    any = rest > 0;
+    start = plane * shape.size() + place;
+    row = plane * shape.inner + place;
+  }
+
+  // Pieces that the packs of a block take.
+  __device__ int pieces(const PlaneShape& shape) const {
+    return (shape.width + slots - 1) / slots * static_cast<int>(blockDim.x);
+  }
+
+  template <class F>
+  __device__ void for_packs(const PlaneShape& shape, F&& f) const {
+    if (!any) return;
+    int piece = static_cast<int>(threadIdx.x);
+#pragma unroll 2
+    for (int w = slot; w < shape.width; w += slots, piece += blockDim.x) {
+      f(w, start + int64_t{w} * shape.inner, piece);
+    }
+  }
+};
+
+// Merges what the threads of the same lines have found, those of other blocks of the cluster
+// included, in a fixed order. `across` takes the lanes of a warp, `merge` what comes from elsewhere,
+// `finish` turns the total of line number i of the tile into what all its threads get to know.
+template <class M, int N>
+struct ColumnExchange {
+  M warps[kPlaneWarps][kTileColumns];
+  M blocks[kMaxCluster][kTileColumns];
+
+  template <class Lanes, class Merge, class Finish>
+  __device__ void run(int lanes, int cluster, M (&found)[N], Lanes across, Merge merge,
+                      Finish finish) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
+    const int threads = static_cast<int>(blockDim.x);
+    const int count = lanes * N, rank = cluster_rank();
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      found[e] = across(found[e]);
+      if (lane < lanes) warps[thread / kWarp][lane * N + e] = found[e];
+    }
+    __syncthreads();
+    if (cluster > 1) cluster_wait();  // until all have begun
+    for (int i = thread; i < count; i += threads) {
+      M total = warps[0][i];
+      for (int w = 1; w < threads / kWarp; ++w) total = merge(total, warps[w][i]);
+      if (cluster == 1) {
+        warps[0][i] = finish(i, total);
+      } else {
+        for (int block = 0; block < cluster; ++block) {
+          store_in_block(&blocks[rank][i], total, block);
+        }
+      }
+    }
+    if (cluster > 1) {
+      cluster_arrive();
+      cluster_wait();
+      for (int i = thread; i < count; i += threads) {
+        M total = blocks[0][i];
+        for (int block = 1; block < cluster; ++block) total = merge(total, blocks[block][i]);
+        warps[0][i] = finish(i, total);
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < N; ++e) found[e] = warps[0][lane % lanes * N + e];
+  }
+};
+
+}  // namespace syntonic
