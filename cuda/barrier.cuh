@@ -11,6 +11,14 @@ namespace syntonic {
 constexpr int kMaxCluster = 8;     // the portable limit
 constexpr int kLargeCluster = 16;  // of kernels that ask for it, where the device can
 
+// Tells the cluster that this block has begun, and no more: what the arrival below also does, to
+// wait for the memory accesses of the whole device, would keep the block from its first loads.
+__device__ inline void cluster_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

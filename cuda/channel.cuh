@@ -133,7 +133,8 @@ __global__ void __launch_bounds__(kChannelThreads, 4)
     outer += rows_of_step, pack += packs_of_step, place += step;
     if (pack >= packs) pack -= packs, ++outer, place += wrap;
   };
-  const int64_t full = end - (R - 1) * (rows_of_step + 1);  // places from below lead to R that exist
+  const int64_t full =
+      end - (R - 1) * (rows_of_step + 1);  // places from below lead to R that exist
   M found = {};
   while (outer < end) {
     typename F::template Raw<V> raw[R];

@@ -10,11 +10,12 @@ template <class Data, class A>
 struct Value {
   using T = Data;
   static constexpr int N = kVector<T>;
+  static constexpr int kPacks = sizeof(T) > 2 ? 2 : 1;  // computing takes as long as memory
   using Loaded = Packed<T, N>;
 
   const T* x;
   AnyArray y;
-  Lattice<A> lattice;
+  Lattices<A> lattices;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
     return load<T, N, Cache::keep>(x + start, at, vector);
@@ -23,8 +24,10 @@ struct Value {
   __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
     A value[N];
     unpack(loaded, value);
+    Point<A> point[N];
+    nearest(lattices, value, point);
 #pragma unroll
-    for (int e = 0; e < N; ++e) value[e] = lattice_value(nearest(lattice, value[e]));
+    for (int e = 0; e < N; ++e) value[e] = lattice_value(point[e]);
     store_any(y, start, at, vector, value);
   }
 };
@@ -33,12 +36,13 @@ template <class Data, class A>
 struct Coefficients {
   using T = Data;
   static constexpr int N = kVector<T>;
+  static constexpr int kPacks = sizeof(T) > 2 ? 2 : 1;  // computing takes as long as memory
   using Loaded = Packed<T, N>;
 
   const T* x;
   int32_t* a;
   int32_t* b;
-  Lattice<A> lattice;
+  Lattices<A> lattices;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
     return load<T, N, Cache::keep>(x + start, at, vector);
@@ -47,12 +51,13 @@ struct Coefficients {
   __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
     A value[N];
     unpack(loaded, value);
+    Point<A> point[N];
+    nearest(lattices, value, point);
     Packed<int32_t, N> as, bs;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      const Point<A> point = nearest(lattice, value[e]);
-      as.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point.a));
-      bs.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point.b));
+      as.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point[e].a));
+      bs.word[e] = static_cast<uint32_t>(static_cast<int32_t>(point[e].b));
     }
     store(a + start, at, vector, as);
     store(b + start, at, vector, bs);
@@ -62,7 +67,7 @@ struct Coefficients {
 template <class T, class A>
 Status run(Stream stream, const Crystallize& call) {
   const T* x = static_cast<const T*>(call.x);
-  const Lattice<A> points = lattice<A>(call.precision);
+  const Lattices<A> points = lattices<A>(call.precision);
   if (call.y != nullptr) {
     return launch_map(stream, Value<T, A>{x, {call.y, call.y_dtype}, points}, call.count,
                       all_aligned(x, static_cast<const char*>(call.y)));

@@ -9,6 +9,7 @@ template <class Data>
 struct Forward {
   using T = Data;
   static constexpr int N = kVector<T>;
+  static constexpr int kPacks = 1;
   using Loaded = Packed<T, N>;
 
   const T* x;
@@ -31,6 +32,7 @@ template <class Data>
 struct Cotangent {
   using T = Data;
   static constexpr int N = kVector<T>;
+  static constexpr int kPacks = 1;
   struct Loaded {
     Packed<T, N> x;
     AnyPacked<Acc<T>, N> ct;

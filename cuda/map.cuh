@@ -6,9 +6,9 @@
 namespace syntonic {
 
 constexpr int kMapThreads = 256;
-constexpr int kMapPacks = 1;  // a thread
 
-// A map has a type T of the data, a type `Loaded` of the operands of one pack in registers, and
+// A map has a type T of the data, a type `Loaded` of the operands of one pack in registers, the
+// number kPacks of packs of a thread, and
 //   Loaded read(int64_t start, const Span&, bool vector) const
 //   void write(const Loaded&, int64_t start, const Span&, bool vector) const
 // Every thread issues the loads of all its packs before it uses the first.
@@ -16,13 +16,13 @@ template <class M, bool kVectorAccess>
 __device__ void map_tile(const M& map, int64_t start, int end) {
   constexpr int N = kVector<typename M::T>;
   const int rank = static_cast<int>(threadIdx.x);
-  typename M::Loaded loaded[kMapPacks];
+  typename M::Loaded loaded[M::kPacks];
 #pragma unroll
-  for (int k = 0; k < kMapPacks; ++k) {
+  for (int k = 0; k < M::kPacks; ++k) {
     loaded[k] = map.read(start, span<N>(kVectorAccess, k, kMapThreads, rank, end), kVectorAccess);
   }
 #pragma unroll
-  for (int k = 0; k < kMapPacks; ++k) {
+  for (int k = 0; k < M::kPacks; ++k) {
     map.write(loaded[k], start, span<N>(kVectorAccess, k, kMapThreads, rank, end), kVectorAccess);
   }
 }
@@ -30,7 +30,7 @@ __device__ void map_tile(const M& map, int64_t start, int end) {
 template <class M>
 __global__ void __launch_bounds__(kMapThreads)
     map_kernel(const M map, int64_t count, bool aligned) {
-  constexpr int kTile = kVector<typename M::T> * kMapPacks * kMapThreads;
+  constexpr int kTile = kVector<typename M::T> * M::kPacks * kMapThreads;
   const int64_t start = int64_t{blockIdx.x} * kTile;
   // The last tile may end within a pack.
   if (aligned && count - start >= kTile) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kMapThreads)
 template <class M>
 Status launch_map(Stream stream, const M& map, int64_t count, bool aligned) {
   if (count == 0) return kSuccess;
-  constexpr int kTile = kVector<typename M::T> * kMapPacks * kMapThreads;
+  constexpr int kTile = kVector<typename M::T> * M::kPacks * kMapThreads;
   return launch(stream, {ceil_div(count, kTile), kMapThreads}, map_kernel<M>, map, count, aligned);
 }
 

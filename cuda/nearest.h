@@ -27,6 +27,7 @@ template <class A>
 struct Step {
   A a;
   A length;
+  A reach;  // a point is the nearest where x is nearer than this and the next one a step away
 };
 
 // Two ways to one end. Near the middle of the lattice only the bound of a matters, and a few
@@ -56,8 +57,11 @@ inline int64_t fibonacci(int n) {
 
 template <class A>
 Step<A> lattice_step(int m) {
-  const double a = static_cast<double>(fibonacci(m + 1));
-  return {static_cast<A>(m % 2 ? -a : a), static_cast<A>(std::pow(kGolden, -m))};
+  // r errs by less than 8 roundings of numbers below 1, and twice that is compared with a length.
+  constexpr double kTolerance = sizeof(A) == 4 ? 0x1p-21 : 0x1p-49;
+  const double a = static_cast<double>(fibonacci(m + 1)), length = std::pow(kGolden, -m);
+  return {static_cast<A>(m % 2 ? -a : a), static_cast<A>(length),
+          static_cast<A>((length - kTolerance) / 2)};
 }
 
 template <class A>
@@ -109,24 +113,22 @@ SYNTONIC_BOTH inline bool nearest_in_the_middle(const Lattice<A>& lattice, A x, 
   A a = std::fma(i, lattice.start[0].a, j * lattice.start[1].a);
   r = std::fma(j, lattice.start[1].length, std::fma(i, lattice.start[0].length, r));
   for (int k = 0; k < 3; ++k) {
+    // Over the middle of the step it leads nearer.
     const A back = -std::copysign(A(1), r);
-    const A moved = std::fma(back, lattice.refine[k].length, r);
     const A next = std::fma(back, lattice.refine[k].a, a);
-    const bool take = (std::fabs(moved) < std::fabs(r)) & (std::fabs(next) <= lattice.bound);
+    const A moved = std::fma(back, lattice.refine[k].length, r);
+    const bool take = (std::fabs(r) > lattice.refine[k].reach) & (std::fabs(next) <= lattice.bound);
     r = take ? moved : r;
     a = take ? next : a;
   }
   const A back = -std::copysign(A(1), r);
-  A gap = lattice.refine[0].length;
+  A reach = lattice.refine[0].reach;
   for (int k = 1; k < 3; ++k) {
     const A across = std::fma(back, lattice.refine[k].a, a);
-    gap = std::fabs(across) <= lattice.bound ? lattice.refine[k].length : gap;
+    reach = std::fabs(across) <= lattice.bound ? lattice.refine[k].reach : reach;
   }
   point = {a, to_integer((x - a) * kInverse)};
-  // r and the lengths err by less than 8 roundings of numbers below 1.
-  constexpr A kTolerance = sizeof(A) == 4 ? A(0x1p-20) : A(0x1p-49);
-  return (std::fabs(x) < lattice.middle) & (std::fabs(a) <= lattice.bound) &
-         (2 * std::fabs(r) < gap - kTolerance);
+  return (std::fabs(x) < lattice.middle) & (std::fabs(a) <= lattice.bound) & (std::fabs(r) < reach);
 }
 
 // The sign of 2x - (a + b phi), x = whole + (part in units of 2^-32, 2^-64 and 2^-96). 192 bits
@@ -217,12 +219,54 @@ SYNTONIC_BOTH SYNTONIC_APART inline Point<int32_t> nearest_by_levels(int32_t p, 
   return {sign * nearest.a, sign * nearest.b};
 }
 
+// The lattice for the search in A, and for what that leaves undecided.
 template <class A>
-SYNTONIC_BOTH inline Point<A> nearest(const Lattice<A>& lattice, A x) {
-  Point<A> point;
-  if (nearest_in_the_middle(lattice, x, point)) return point;
-  const Point<int32_t> found = nearest_by_levels(lattice.precision, static_cast<double>(x));
+struct Lattices {
+  Lattice<A> first;
+  Lattice<double> second;
+};
+
+template <class A>
+Lattices<A> lattices(int32_t precision) {
+  return {lattice<A>(precision), lattice<double>(precision)};
+}
+
+template <class A>
+SYNTONIC_BOTH inline Point<A> nearest_of_undecided(const Lattices<A>& lattices, A x) {
+  Point<double> point;
+  if (sizeof(A) == 4 && nearest_in_the_middle(lattices.second, static_cast<double>(x), point)) {
+    return {static_cast<A>(point.a), static_cast<A>(point.b)};
+  }
+  const Point<int32_t> found = nearest_by_levels(lattices.first.precision, static_cast<double>(x));
   return {static_cast<A>(found.a), static_cast<A>(found.b)};
+}
+
+// Of N numbers: first what a few multiplications decide of all of them, without a branch, then the
+// others one by one.
+template <class A, int N>
+SYNTONIC_BOTH inline void nearest(const Lattices<A>& lattices, const A (&x)[N],
+                                  Point<A> (&point)[N]) {
+  uint32_t undecided = 0;
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+  for (int e = 0; e < N; ++e) {
+    undecided |= nearest_in_the_middle(lattices.first, x[e], point[e]) ? 0u : 1u << e;
+  }
+  for (; undecided != 0; undecided &= undecided - 1) {
+    const uint32_t lowest = undecided & (0u - undecided);
+    A one = 0;
+    // Without a run-time index, which would move the array to memory.
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+    for (int e = 0; e < N; ++e) one = lowest == 1u << e ? x[e] : one;
+    const Point<A> found = nearest_of_undecided(lattices, one);
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+    for (int e = 0; e < N; ++e) point[e] = lowest == 1u << e ? found : point[e];
+  }
 }
 
 }  // namespace syntonic

@@ -10,6 +10,7 @@ struct Forward {
   using T = Data;
   using A = Acc<T>;
   static constexpr int N = kVector<T>;
+  static constexpr int kPacks = 1;
   struct Loaded {
     Packed<T, N> identity;
     Packed<T, N> residual;
@@ -49,6 +50,7 @@ struct Cotangent {
   using T = Data;
   using A = Acc<T>;
   static constexpr int N = kVector<T>;
+  static constexpr int kPacks = 1;
   struct Loaded {
     AnyPacked<A, N> saved;
     AnyPacked<A, N> ct;

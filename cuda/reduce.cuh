@@ -185,7 +185,7 @@ class Reducer {
       shared.barrier[1].init(arrivals);
     }
     if (team.blocks > 1) {
-      cluster_arrive();
+      cluster_begin();
     } else {
       __syncthreads();
     }

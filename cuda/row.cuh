@@ -26,6 +26,7 @@ struct RowTuning {
     int block = 128;   // threads that a block of smaller teams is filled up to
     int more = 0;      // packs that a row may touch where it does not begin one
     bool early = false;
+    int most = kMaxThreads;  // threads in a block
   };
   Step step[7];           // for vector access; the last one holds for all wider rows
   Step unaligned[2];      // for any other
@@ -37,7 +38,9 @@ struct RowTuning {
 // wait for a late number keeps the reads of memory apart from the writes, which is worth more than
 // the wait costs, except where blocks have too few threads to make it up.
 constexpr RowTuning kForwardTuning = {
-    {{32, 2}, {16384, 4}, {0, 8}}, {{256, 2}, {0, 4, 128, 1}}, 256};
+    {{32, 2}, {2048, 4}, {4096, 4, 128, 0, false, 256}, {16384, 4}, {0, 8}},
+    {{256, 2}, {0, 4, 128, 1}},
+    256};
 constexpr RowTuning kCotangentTuning = {{{384, 1},
                                          {512, 2, 512},
                                          {640, 2, 512, 0, true},
@@ -78,7 +81,7 @@ RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowT
   while (step->upto != 0 && packs > step->upto) ++step;
   const int held = step->packs;
   const int64_t threads = ceil_div(packs + step->more, held);
-  const int most = aligned ? kMaxThreads : tuning.unaligned_threads;
+  const int most = aligned ? step->most : tuning.unaligned_threads;
   if (threads <= kWarp) {
     int team = 1;
     while (team < threads) team *= 2;

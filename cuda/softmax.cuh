@@ -174,19 +174,6 @@ __device__ uint32_t read_mask(const uint8_t* mask) {
   return bits;
 }
 
-// A pack of parameters, which may lie at any element.
-template <class A, int N>
-__device__ void read_bias(const A* bias, A (&x)[N]) {
-  if (reinterpret_cast<uintptr_t>(bias) % 16 == 0) {
-    Packed<A, N> packed;
-    load_words<Cache::keep>(bias, packed.word);
-    unpack(packed, x);
-  } else {
-#pragma unroll
-    for (int e = 0; e < N; ++e) x[e] = __ldg(bias + e);
-  }
-}
-
 template <class T, int N>
 __device__ Packed<T, N> read_pack(const T* address) {
   Packed<T, N> packed;
@@ -229,20 +216,29 @@ __device__ uint32_t weigh(const Logits<T>& from, Acc<T> scale, int64_t element, 
   return present;
 }
 
-// z of the pack x, whose first element is number `element` of the array and number `parameter` of
-// the parameters: -inf where an element does not count. Returns which elements do.
+// Where a row begins: in the arrays, and in the parameters.
+struct RowStart {
+  int64_t elements;
+  int64_t parameters;
+  int width;
+};
+
+// z of the pack x, which begins with element `at` of a row: -inf where an element does not count.
+// Returns which elements do.
 template <bool kPlain, class T, int N>
-__device__ uint32_t logits_of(const Logits<T>& from, Acc<T> scale, int64_t element,
-                              int64_t parameter, const Packed<T, N>& x, Acc<T> (&z)[N]) {
+__device__ uint32_t logits_of(const Logits<T>& from, Acc<T> scale, const RowStart& row, int at,
+                              const Packed<T, N>& x, Acc<T> (&z)[N]) {
   unpack(x, z);
   if constexpr (kPlain) return kAll<N>;
   if (from.bias) {
+    const Acc<T>* const bias_row = from.bias + row.parameters;
+    const bool aligned = reinterpret_cast<uintptr_t>(bias_row + at) % 16 == 0;
     Acc<T> bias[N];
-    read_bias(from.bias + parameter, bias);
+    load_parameter(bias_row, Span{at, 1, row.width, 0, N}, aligned, bias);
 #pragma unroll
     for (int e = 0; e < N; ++e) z[e] += bias[e];
   }
-  return weigh(from, scale, element, z);
+  return weigh(from, scale, row.elements + at, z);
 }
 
 // The logit of one element x, -inf if it does not count.
@@ -258,9 +254,10 @@ __device__ Acc<T> logit_of(const Logits<T>& from, Acc<T> scale, int64_t element,
   return z;
 }
 template <class T>
-__device__ Acc<T> logit_at(const Logits<T>& from, Acc<T> scale, int64_t element, int64_t parameter,
+__device__ Acc<T> logit_at(const Logits<T>& from, Acc<T> scale, const RowStart& row, int at,
                            bool& present) {
-  return logit_of(from, scale, element, parameter, from.x[element], present);
+  const int64_t element = row.elements + at;
+  return logit_of(from, scale, element, row.parameters + at, from.x[element], present);
 }
 
 // Whether the label of a row is a class that counts.
@@ -305,28 +302,30 @@ struct LogitStream {
 
   const Logits<T>& from;
   const Stretch<T>& of;
-  int64_t parameters;  // where those of the row begin
+  RowStart row;
   A scale;
 
   __device__ LogitStream(const Logits<T>& from, const Stretch<T>& of, int64_t group, int width)
-      : from(from), of(of), parameters(group * width), scale(from.scale_of(group)) {}
+      : from(from), of(of), row{of.start, group * width, width}, scale(from.scale_of(group)) {}
 
   __device__ uint32_t read(int pack, const Packed<T, N>& x, A (&z)[N]) const {
-    const int at = of.first(pack);
-    return logits_of<kPlain>(from, scale, of.start + at, parameters + at, x, z);
+    return logits_of<kPlain>(from, scale, row, of.first(pack), x, z);
   }
   __device__ Packed<T, N> raw(int pack) const {
     return read_pack<T, N>(from.x + of.start + of.first(pack));
   }
   __device__ A edge(int i, bool& present) const {
-    const int at = of.edge(i);
-    return logit_at(from, scale, of.start + at, parameters + at, present);
+    return logit_at(from, scale, row, of.edge(i), present);
   }
 
   // Of the elements of this thread of a team.
   __device__ MaxSum<A> max_sum(const Team& team) const {
     MaxSum<A> found;
     uint32_t any = 0;
+    // Its first element at the ends of the row, read beside the first packs.
+    bool edge_present = false;
+    A first_edge[1][1] = {{-kInfinity<A>}};
+    if (team.rank < of.edges()) first_edge[0][0] = edge(team.rank, edge_present);
     for (int turn = team.rank; turn < of.packs; turn += kPacks * team.size) {
       Packed<T, N> x[kPacks];
 #pragma unroll
@@ -347,11 +346,13 @@ struct LogitStream {
       }
       found.template extend<T>(z);
     }
-    for (int i = team.rank; i < of.edges(); i += team.size) {
+    found.template extend<T>(first_edge);
+    any |= edge_present;
+    for (int i = team.rank + team.size; i < of.edges(); i += team.size) {
       bool present;
-      const A z = edge(i, present);
+      const A z[1][1] = {{edge(i, present)}};
+      found.template extend<T>(z);
       any |= present;
-      found = MaxSum<A>::merge(found, {z, z == -kInfinity<A> ? A(0) : A(1)});
     }
     tell_apart(found, any);
     return found;
@@ -375,15 +376,40 @@ constexpr bool kHeld = sizeof(T) < 8;
 // Rows of other than whole packs up to this width go through tiles of many (softmax_plane.cuh).
 constexpr int kTileWidth = 1024;
 
-// Teams for rows that are streamed through.
+// The number of threads, some whole warps, that leaves the fewest without work in the last of the
+// turns in which they go through `packs`.
+inline int even_threads(int64_t packs, int turn, int least, int most) {
+  int threads = least;
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (int some = least; some <= most; some += kWarp) {
+    const int64_t step = int64_t{some} * turn, padded = ceil_div(packs, step) * step;
+    if (padded <= fewest) fewest = padded, threads = some;
+  }
+  return threads;
+}
+
+// Teams for rows that are streamed through: a part of a warp, or a block. Of a few long rows the
+// last ones should not leave most of the device without work.
 constexpr int kStreamThreads = 256;
+constexpr int kResidentThreads = 1024;  // of a multiprocessor, in blocks of any size
 
 template <class T>
-RowPlan plan_stream(int64_t width) {
-  const int64_t threads = ceil_div(width, int64_t{kVector<T>} * kStreamPacks);
+RowPlan plan_stream(int64_t width, int64_t rows) {
+  constexpr int kLeast = 128;
+  const int64_t packs = ceil_div(width, kVector<T>), threads = ceil_div(packs, kStreamPacks);
   int team = 1;
-  while (team < threads && team < kStreamThreads) team *= 2;
-  return {0, std::max(team, 128), team};
+  while (team < threads && team < kLeast) team *= 2;
+  if (threads <= kLeast) return {0, kLeast, team};
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  double best = 0;
+  for (int some = kLeast; some <= kStreamThreads; some += kWarp) {
+    const int64_t step = int64_t{some} * kStreamPacks;
+    const int64_t resident = kResidentThreads / some * processors;
+    const double busy = double(packs) / double(ceil_div(packs, step) * step) * double(rows) /
+                        double(ceil_div(rows, resident) * resident);
+    if (busy > best) best = busy, team = some;
+  }
+  return {0, team, team};
 }
 
 inline Grid grid_of_rows(const RowPlan& plan, int64_t rows) {
@@ -393,9 +419,11 @@ inline Grid grid_of_rows(const RowPlan& plan, int64_t rows) {
 
 // How a row goes through shared memory, in 16-byte pieces.
 constexpr int kStageThreads = 256;
-constexpr int kStagePieces = 2048;  // of a block, unless a cluster has no more blocks
+constexpr int kStagePieces = 2048;  // of a block, unless a cluster has no more blocks,
+constexpr int kMostPieces = 4352;   // or no more than the large one must have
 
-// Pieces of a block for so many packs of a row, shared out among its threads and those of its peers.
+// Pieces of a block for so many packs of a row, shared out among its threads and those of its
+// peers.
 __host__ __device__ constexpr int64_t stage_pieces(int64_t packs, int blocks, int threads) {
   const int team = blocks * threads;
   return (packs + team - 1) / team * threads;
@@ -424,11 +452,14 @@ StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
   const int64_t pieces = row_bytes / 16;
   if (!has_clusters(kernel)) most = 1;
   StagePlan plan = {1};
-  while (plan.blocks < most && pieces * arrays > kStagePieces * plan.blocks) plan.blocks *= 2;
+  const auto crowded = [&](int64_t room) { return pieces * arrays > room * plan.blocks; };
+  while (plan.blocks < std::min(most, kMaxCluster) && crowded(kStagePieces)) plan.blocks *= 2;
+  while (plan.blocks < most && crowded(kMostPieces)) plan.blocks *= 2;
   const int64_t share = ceil_div(pieces, plan.blocks);
-  const int64_t turns = std::max<int64_t>(1, ceil_div(share, kStageThreads));
-  plan.threads = static_cast<int>(ceil_div(ceil_div(share, turns), kWarp)) * kWarp;
-  plan.threads = std::max(plan.threads, kWarp);
+  // Where few blocks find room on a multiprocessor, they had better be large ones.
+  const int64_t some = share * arrays > kStagePieces + kStagePieces / 8 ? 224 : 128;
+  const int least = static_cast<int>(std::min(some, ceil_div(share, kWarp) * kWarp));
+  plan.threads = even_threads(share, 1, std::max(least, kWarp), kStageThreads);
   plan.shared = sizeof(uint4) * arrays * (stage_pieces(pieces, plan.blocks, plan.threads) + kLine);
   const bool fits = plan.shared <= static_cast<size_t>(ring_capacity(kernel));
   if (plan.blocks > kMaxCluster && (!fits || resident_clusters(plan.grid(1), kernel) == 0)) {
@@ -444,7 +475,7 @@ __device__ uint4* stage_of(uint4* pieces, const T* first_pack) {
   return pieces + threadIdx.x + reinterpret_cast<uintptr_t>(first_pack) / 16 % kLine;
 }
 
-// Calls f with the number of every pack of this thread, and the piece that it is staged in.
+// Calls f with the number of every pack of this thread, and with the piece that it is staged in.
 template <class F>
 __device__ void for_packs(int packs, const Team& team, F&& f) {
 #pragma unroll 2

@@ -10,8 +10,6 @@
 
 namespace syntonic {
 
-constexpr int kPullPacks = 2;  // of a thread, under way at a time where rows are streamed
-
 enum class Pull { softmax, log_softmax, cross_entropy };
 
 template <class T>
@@ -75,15 +73,14 @@ struct PullRow {
   static constexpr int N = kVector<T>;
 
   const PullArguments<T>& a;
-  int64_t start;       // of the row in the arrays
-  int64_t parameters;  // where those of the row begin
+  RowStart start;
   A scale = 0;
   A max = 0;
   A log_sum = 0;
   int label = -1;
 
   __device__ PullRow(const PullArguments<T>& a, int64_t row)
-      : a(a), start(row * a.width), parameters(a.group(row) * a.width) {
+      : a(a), start{row * a.width, a.group(row) * a.width, a.width} {
     if (row >= a.rows) return;
     scale = a.logits.scale_of(a.group(row));
     if (kPull != Pull::softmax) max = a.max[row], log_sum = a.log_sum[row];
@@ -99,9 +96,9 @@ struct PullRow {
     unpack(cts, ct);
     if constexpr (kPull == Pull::softmax) {
       unpack(x, p);
-      if (!kPlain && a.logits.mask) present = read_mask<N>(a.logits.mask + start + at);
+      if (!kPlain && a.logits.mask) present = read_mask<N>(a.logits.mask + start.elements + at);
     } else {
-      present = logits_of<kPlain>(a.logits, scale, start + at, parameters + at, x, p);
+      present = logits_of<kPlain>(a.logits, scale, start, at, x, p);
 #pragma unroll
       for (int e = 0; e < N; ++e) p[e] = exponential<T>((p[e] - max) - log_sum);
     }
@@ -116,21 +113,23 @@ struct PullRow {
   __device__ bool read_at(int at, A& p, A& ct) const {
     bool present = true;
     if constexpr (kPull == Pull::softmax) {
-      present = !a.logits.mask || a.logits.mask[start + at];
-      p = static_cast<A>(a.logits.x[start + at]);
+      present = !a.logits.mask || a.logits.mask[start.elements + at];
+      p = static_cast<A>(a.logits.x[start.elements + at]);
     } else {
-      p = logit_at(a.logits, scale, start + at, parameters + at, present);
+      p = logit_at(a.logits, scale, start, at, present);
       p = exponential<T>((p - max) - log_sum);
     }
-    ct = kPull == Pull::cross_entropy ? A(0) : static_cast<A>(a.ct[start + at]);
+    ct = kPull == Pull::cross_entropy ? A(0) : static_cast<A>(a.ct[start.elements + at]);
     if (!present) p = ct = A(0);
     return present;
   }
 
-  __device__ Packed<T, N> raw(int at) const { return read_pack<T, N>(a.logits.x + start + at); }
+  __device__ Packed<T, N> raw(int at) const {
+    return read_pack<T, N>(a.logits.x + start.elements + at);
+  }
   __device__ Packed<T, N> raw_ct(int at) const {
     if constexpr (kPull == Pull::cross_entropy) return {};
-    return read_pack<T, N>(a.ct + start + at);
+    return read_pack<T, N>(a.ct + start.elements + at);
   }
 
   // d_z of a pack, in place of p.
@@ -201,7 +200,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
         A p[N], ct[N];
         const uint32_t present = read(k, p, ct);
         of.pull(s, at, present, ct, p);
-        if (a.d_z) write_pack(a.d_z + of.start + at, pack<T>(p));
+        if (a.d_z) write_pack(a.d_z + of.start.elements + at, pack<T>(p));
         if constexpr (!kPlain) {
 #pragma unroll
           for (int e = 0; e < N; ++e) d_bias[k][e] += p[e];
@@ -278,10 +277,9 @@ __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArgume
   }
 }
 
-// Rows of any width. Those of a cross entropy are read once; the others twice, the second time from
-// the L2 cache if it holds them.
+// Rows of any width, read twice, the second time from the L2 cache if it holds them.
 template <Pull kPull, class T>
-__global__ void __launch_bounds__(kStreamThreads, 4)
+__global__ void __launch_bounds__(kStreamThreads)
     pull_stream(const PullArguments<T> a, bool vector) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
@@ -291,52 +289,38 @@ __global__ void __launch_bounds__(kStreamThreads, 4)
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
   const Stretch<T> packs(a.logits.x, row, a.rows, a.width, vector);
   const PullRow<kPull, T> of(a, row);
-  A s = 0;
-  bool any = row < a.rows;  // or the loss is no function of the logits
-  if constexpr (kPull == Pull::cross_entropy) {
-    any = any && label_counts(a.logits, row, a.width, of.label);
-    if (any) s = a.row_ct[row];
-  } else {
-    Sum<A> sum;
+  const auto read = [&](int pack, A(&p)[N], A(&ct)[N]) {
+    const int at = packs.first(pack);
+    return of.template read<false>(at, of.raw(at), of.raw_ct(at), p, ct);
+  };
+  Sum<A> sum;
 #pragma unroll 4
-    for (int pack = team.rank; pack < packs.packs; pack += team.size) {
-      const int at = packs.first(pack);
-      A p[N], ct[N];
-      of.template read<false>(at, of.raw(at), of.raw_ct(at), p, ct);
+  for (int pack = team.rank; pack < packs.packs; pack += team.size) {
+    A p[N], ct[N];
+    read(pack, p, ct);
 #pragma unroll
-      for (int e = 0; e < N; ++e) sum.value += pull_term<kPull>(p[e], ct[e]);
-    }
-    for (int i = team.rank; i < packs.edges(); i += team.size) {
-      A p, ct;
-      of.read_at(packs.edge(i), p, ct);
-      sum.value += pull_term<kPull>(p, ct);
-    }
-    s = reduce.all(sum).value;
-    if (a.row_sums && team.rank == 0 && row < a.rows) a.row_sums[row] = s;
+    for (int e = 0; e < N; ++e) sum.value += pull_term<kPull>(p[e], ct[e]);
   }
+  for (int i = team.rank; i < packs.edges(); i += team.size) {
+    A p, ct;
+    of.read_at(packs.edge(i), p, ct);
+    sum.value += pull_term<kPull>(p, ct);
+  }
+  const A s = reduce.all(sum).value;
+  if (a.row_sums && team.rank == 0 && row < a.rows) a.row_sums[row] = s;
   if (!a.d_z) return;
-  for (int turn = team.rank; turn < packs.packs; turn += kPullPacks * team.size) {
-    Packed<T, N> x[kPullPacks], cts[kPullPacks];
-#pragma unroll
-    for (int k = 0; k < kPullPacks; ++k) {
-      const int pack = turn + k * team.size, at = packs.first(pack);
-      if (pack < packs.packs) x[k] = of.raw(at), cts[k] = of.raw_ct(at);
-    }
-#pragma unroll
-    for (int k = 0; k < kPullPacks; ++k) {
-      const int pack = turn + k * team.size, at = packs.first(pack);
-      if (pack >= packs.packs) continue;
-      A p[N], ct[N];
-      const uint32_t present = of.template read<false>(at, x[k], cts[k], p, ct);
-      of.pull(s, at, any ? present : 0, ct, p);
-      write_pack(a.d_z + packs.start + at, syntonic::pack<T>(p));
-    }
+#pragma unroll 4
+  for (int pack = team.rank; pack < packs.packs; pack += team.size) {
+    A p[N], ct[N];
+    const uint32_t present = read(pack, p, ct);
+    of.pull(s, packs.first(pack), present, ct, p);
+    write_pack(a.d_z + packs.start + packs.first(pack), syntonic::pack<T>(p));
   }
   for (int i = team.rank; i < packs.edges(); i += team.size) {
     const int at = packs.edge(i);
     A p, ct;
     const bool present = of.read_at(at, p, ct);
-    a.d_z[packs.start + at] = narrow<T>(of.pull_at(s, at, any && present, ct, p));
+    a.d_z[packs.start + at] = narrow<T>(of.pull_at(s, at, present, ct, p));
   }
 }
 

@@ -67,6 +67,8 @@ struct PlaneLogits {
   }
 };
 
+constexpr int kTileColumns = 64;  // lines of a block, but for tiles
+
 // ---- tile ----
 
 constexpr int kTileBytes = 16 << 10;
@@ -129,52 +131,48 @@ struct Tile {
   }
 };
 
-// The line of a thread, which shares it with `slots` - 1 others, and its elements.
+// Threads that share a line of a tile: neighbours, a power of two of them.
+__host__ __device__ inline int tile_slots(const PlaneShape& shape) {
+  int slots = 1;
+  while (slots < kWarp && slots < shape.width &&
+         2 * slots * shape.lanes * shape.inner <= kPlaneThreads) {
+    slots *= 2;
+  }
+  return slots;
+}
+
+inline int tile_threads(const PlaneShape& shape) {
+  return static_cast<int>(ceil_div(tile_slots(shape) * shape.lanes * shape.inner, kWarp) * kWarp);
+}
+
+// The line of a thread, and its elements.
 struct TileLine {
-  int line;  // of the tile; -1: none
-  int slot;
   int slots;
-  int64_t plane = 0;
+  int slot;
+  bool any;  // whether there is such a line
+  int64_t plane;
   int64_t row = 0;  // of all lines
   int first = 0;    // element of the tile
 
-  __device__ explicit TileLine(const PlaneShape& shape) {
-    const int lines = shape.lanes * shape.inner, thread = static_cast<int>(threadIdx.x);
-    slots = static_cast<int>(blockDim.x) / lines;
-    slot = thread / lines;
-    line = thread % lines;
+  __device__ explicit TileLine(const PlaneShape& shape) : slots(tile_slots(shape)) {
+    const int line = static_cast<int>(threadIdx.x) / slots;
+    slot = static_cast<int>(threadIdx.x) % slots;
     const int local = line / shape.inner, place = line % shape.inner;
     plane = int64_t{blockIdx.x} * shape.lanes + local;
-    if (slot >= slots || plane >= shape.planes) {
-      line = -1;
-      return;
-    }
+    any = local < shape.lanes && plane < shape.planes;
+    if (!any) return;
     row = plane * shape.inner + place;
     first = local * static_cast<int>(shape.size()) + place;
   }
 
   template <class F>
   __device__ void for_elements(const PlaneShape& shape, F&& f) const {
-    if (line < 0) return;
+    if (!any) return;
+    int i = first + slot * shape.inner;
 #pragma unroll 4
-    for (int w = slot; w < shape.width; w += slots) f(w, first + w * shape.inner);
+    for (int w = slot; w < shape.width; w += slots, i += slots * shape.inner) f(w, i);
   }
 };
-
-// What the threads of a line have found, merged in a fixed order; every one of them gets it.
-template <class M, class Merge>
-__device__ M across_slots(const TileLine& of, int lines, const M& own, M* shared, Merge merge) {
-  if (of.line >= 0) shared[of.slot * lines + of.line] = own;
-  __syncthreads();
-  M total = {};
-  if (of.line >= 0) {
-    total = shared[of.line];
-    for (int slot = 1; slot < of.slots; ++slot) {
-      total = merge(total, shared[slot * lines + of.line]);
-    }
-  }
-  return total;
-}
 
 // ---- stream ----
 
@@ -197,14 +195,14 @@ struct StreamLine {
     const int64_t unit = int64_t{blockIdx.x} / blocks;
     plane = unit / tiles;
     const int place = static_cast<int>(unit % tiles) * shape.lanes + thread % shape.lanes;
-    any = place < shape.inner;
+    any = place < shape.inner && thread < own * shape.lanes;
     row = plane * shape.inner + place;
     start = plane * shape.size() + place;
   }
 };
 
 struct StreamPlan {
-  int lanes = 1;
+  int lanes;
   int blocks = 1;  // of a cluster
   int64_t count;   // clusters
 };
@@ -212,7 +210,7 @@ struct StreamPlan {
 template <class K>
 StreamPlan plan_lines(const Planes& shape, K* kernel) {
   StreamPlan plan;
-  while (plan.lanes < kWarp && plan.lanes < shape.inner) plan.lanes *= 2;
+  plan.lanes = static_cast<int>(std::min<int64_t>(shape.inner, kTileColumns));
   plan.count = shape.groups * shape.outer * ceil_div(shape.inner, plan.lanes);
   const int64_t turns = ceil_div(shape.width * plan.lanes, kPlaneThreads);
   while (has_clusters(kernel) && plan.blocks < kMaxCluster && turns > 16 * plan.blocks) {
@@ -223,9 +221,8 @@ StreamPlan plan_lines(const Planes& shape, K* kernel) {
 
 // ---- columns ----
 
-constexpr int kColumnLanes = 8;   // a line of 128 bytes
-constexpr int kTileColumns = 64;  // of the lines of a block at most
-constexpr int kColumnPacks = 8;   // of a thread at least, as long as there are others
+constexpr int kColumnLanes = 8;  // a line of 128 bytes
+constexpr int kColumnPacks = 8;  // of a thread at least, as long as there are others
 
 struct ColumnPlan {
   int lanes = 1;
@@ -302,31 +299,25 @@ struct ColumnPlace {
 };
 
 // Merges what the threads of the same lines have found, those of other blocks of the cluster
-// included, in a fixed order. `across` takes the lanes of a warp, `merge` what comes from elsewhere,
-// `finish` turns the total of line number i of the tile into what all its threads get to know.
-template <class M, int N>
-struct ColumnExchange {
-  M warps[kPlaneWarps][kTileColumns];
+// included, in a fixed order.
+template <class M>
+struct LineExchange {
+  static constexpr int kRows = kPlaneWarps;  // of the most lines; more rows of fewer
+  M rows[kRows * kTileColumns];              // of `count` lines each
   M blocks[kMaxCluster][kTileColumns];
 
-  template <class Lanes, class Merge, class Finish>
-  __device__ void run(int lanes, int cluster, M (&found)[N], Lanes across, Merge merge,
-                      Finish finish) {
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
-    const int threads = static_cast<int>(blockDim.x);
-    const int count = lanes * N, rank = cluster_rank();
-#pragma unroll
-    for (int e = 0; e < N; ++e) {
-      found[e] = across(found[e]);
-      if (lane < lanes) warps[thread / kWarp][lane * N + e] = found[e];
-    }
+  // All rows of lines are filled. `finish` turns the total of line i into what is left in rows[i]
+  // for all to read.
+  template <class Merge, class Finish>
+  __device__ void run(int count, int filled, int cluster, Merge merge, Finish finish) {
+    const int threads = static_cast<int>(blockDim.x), rank = cluster_rank();
     __syncthreads();
     if (cluster > 1) cluster_wait();  // until all have begun
-    for (int i = thread; i < count; i += threads) {
-      M total = warps[0][i];
-      for (int w = 1; w < threads / kWarp; ++w) total = merge(total, warps[w][i]);
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
+      M total = rows[i];
+      for (int row = 1; row < filled; ++row) total = merge(total, rows[row * count + i]);
       if (cluster == 1) {
-        warps[0][i] = finish(i, total);
+        rows[i] = finish(i, total);
       } else {
         for (int block = 0; block < cluster; ++block) {
           store_in_block(&blocks[rank][i], total, block);
@@ -336,16 +327,39 @@ struct ColumnExchange {
     if (cluster > 1) {
       cluster_arrive();
       cluster_wait();
-      for (int i = thread; i < count; i += threads) {
+      for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) {
         M total = blocks[0][i];
         for (int block = 1; block < cluster; ++block) total = merge(total, blocks[block][i]);
-        warps[0][i] = finish(i, total);
+        rows[i] = finish(i, total);
       }
     }
     __syncthreads();
-#pragma unroll
-    for (int e = 0; e < N; ++e) found[e] = warps[0][lane % lanes * N + e];
   }
 };
+
+// The same for N neighbouring lines of every thread; `across` merges those of the lanes of a warp.
+template <class M, int N, class Lanes, class Merge, class Finish>
+__device__ void exchange_columns(LineExchange<M>& shared, int lanes, int cluster, M (&found)[N],
+                                 Lanes across, Merge merge, Finish finish) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, count = lanes * N;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    found[e] = across(found[e]);
+    if (lane < lanes) shared.rows[thread / kWarp * count + lane * N + e] = found[e];
+  }
+  shared.run(count, static_cast<int>(blockDim.x) / kWarp, cluster, merge, finish);
+#pragma unroll
+  for (int e = 0; e < N; ++e) found[e] = shared.rows[lane % lanes * N + e];
+}
+
+// The same for one line of every thread, of `lanes` side by side.
+template <class M, class Merge>
+__device__ M exchange_line(LineExchange<M>& shared, int lanes, int cluster, const M& found,
+                           Merge merge) {
+  const int thread = static_cast<int>(threadIdx.x), rows = static_cast<int>(blockDim.x) / lanes;
+  if (thread < rows * lanes) shared.rows[thread] = found;
+  shared.run(lanes, rows, cluster, merge, [](int, const M& total) { return total; });
+  return shared.rows[thread % lanes];
+}
 
 }  // namespace syntonic

@@ -19,10 +19,9 @@ struct Arguments {
   int team;
 };
 
-// A team reads its row once. Its last thread, which may have less to read than others, looks after
-// the label meanwhile.
+// A team reads its row once.
 template <bool kPlain, class T>
-__global__ void __launch_bounds__(kStreamThreads, 4)
+__global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
     cross_entropy_rows(const Arguments<T> a, bool vector) {
   using A = Acc<T>;
   __shared__ Exchange<MaxSum<A>> exchange;
@@ -31,19 +30,15 @@ __global__ void __launch_bounds__(kStreamThreads, 4)
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
   const Stretch<T> of(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<kPlain, T> logits(a.logits, of, row < a.rows ? row / a.group_rows : 0, a.width);
-  const bool last = team.rank == team.size - 1 && row < a.rows;
-  const int label = last ? a.labels[row] : 0;
-  bool counts = false;
-  A chosen = 0;
-  if (last && label_counts(a.logits, row, a.width, label)) {
-    chosen = logit_at(a.logits, logits.scale, of.start + label, logits.parameters + label, counts);
-  }
   const MaxSum<A> total = reduce.all(logits.max_sum(team));
-  if (!last) return;
+  if (team.rank != 0 || row >= a.rows) return;
+  const int label = a.labels[row];
   const A log_sum = log(total.sum);
   if (total.sum == A(0)) {
     a.loss[row] = A(0);  // nothing counts
-  } else if (counts) {
+  } else if (label_counts(a.logits, row, a.width, label)) {
+    bool present;
+    const A chosen = logit_at(a.logits, logits.scale, logits.row, label, present);
     a.loss[row] = (total.max - chosen) + log_sum;
   } else {
     a.loss[row] = label < 0 || label >= a.width ? kNaN<A> : kInfinity<A>;
@@ -51,6 +46,49 @@ __global__ void __launch_bounds__(kStreamThreads, 4)
   if (!a.max) return;
   a.max[row] = total.max;
   a.log_sum[row] = log_sum;
+}
+
+constexpr int kPieceThreads = 256;
+constexpr int kPiecePacks = 4;  // of a thread
+
+// Teams on pieces of a row: s is known, and every element is for itself. `team` is not Team: a row
+// may take several blocks that know nothing of each other.
+template <bool kPlain, class T>
+__global__ void __launch_bounds__(kPieceThreads, 4)
+    pull_pieces(const PullArguments<T> a, int pieces, bool vector) {
+  using A = Acc<T>;
+  constexpr int N = kVector<T>;
+  const int thread = static_cast<int>(threadIdx.x), teams = kPieceThreads / a.team;
+  const int piece = static_cast<int>(blockIdx.x % pieces);
+  const int rank = thread % a.team + piece * a.team * kPiecePacks;
+  const int64_t row = int64_t{blockIdx.x} / pieces * teams + thread / a.team;
+  const Stretch<T> packs(a.logits.x, row, a.rows, a.width, vector);
+  const PullRow<Pull::cross_entropy, T> of(a, row);
+  Packed<T, N> x[kPiecePacks] = {};
+#pragma unroll
+  for (int k = 0; k < kPiecePacks; ++k) {
+    const int pack = rank + k * a.team;
+    if (pack < packs.packs) x[k] = of.raw(packs.first(pack));
+  }
+  // Or the loss is no function of the logits.
+  const bool any = row < a.rows && label_counts(a.logits, row, a.width, of.label);
+  const A s = any ? a.row_ct[row] : A(0);
+  A ct[N];
+#pragma unroll
+  for (int k = 0; k < kPiecePacks; ++k) {
+    const int pack = rank + k * a.team, at = packs.first(pack);
+    if (pack >= packs.packs) continue;
+    A p[N];
+    const uint32_t present = of.template read<kPlain>(at, x[k], {}, p, ct);
+    of.pull(s, at, any ? present : 0, ct, p);
+    write_pack(a.d_z + packs.start + at, syntonic::pack<T>(p));
+  }
+  for (int i = thread % a.team + piece * a.team; i < packs.edges(); i += pieces * a.team) {
+    const int at = packs.edge(i);
+    A p, no_ct;
+    const bool present = of.read_at(at, p, no_ct);
+    a.d_z[packs.start + at] = narrow<T>(of.pull_at(s, at, any && present, no_ct, p));
+  }
 }
 
 }  // namespace
@@ -61,7 +99,7 @@ Status syntonic_cross_entropy(Stream stream, const SyntonicCrossEntropy& call) {
   return with_type(call.logits.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;
-    const RowPlan plan = plan_stream<T>(shape.width);
+    const RowPlan plan = plan_stream<T>(shape.width, shape.rows());
     const Arguments<T> arguments = {
         Logits<T>(call.logits),
         call.labels,
@@ -89,7 +127,9 @@ Status syntonic_cross_entropy_cotangent(Stream stream, const SyntonicCrossEntrop
     using T = typename decltype(type)::type;
     using A = Acc<T>;
     constexpr Pull kPull = Pull::cross_entropy;
-    const RowPlan plan = plan_stream<T>(shape.width);
+    const int64_t turns = ceil_div(ceil_div(shape.width, kVector<T>), kPiecePacks);
+    int team = 1;
+    while (team < kPieceThreads && team < turns) team *= 2;
     const PullArguments<T> arguments = {
         .logits = Logits<T>(call.logits),
         .max = static_cast<const A*>(call.max),
@@ -102,17 +142,19 @@ Status syntonic_cross_entropy_cotangent(Stream stream, const SyntonicCrossEntrop
         .rows = shape.rows(),
         .group_rows = shape.outer,
         .width = static_cast<int>(shape.width),
-        .team = plan.team,
+        .team = team,
     };
     Status status = kSuccess;
     if (call.d_z) {
-      status = launch(stream, grid_of_rows(plan, shape.rows()), pull_stream<kPull, T>, arguments,
-                      alike(call.logits.x, call.logits.weights, call.d_z));
+      const int64_t pieces = ceil_div(turns, team);
+      const int64_t blocks = ceil_div(shape.rows(), kPieceThreads / team) * pieces;
+      status = launch(stream, {blocks, kPieceThreads},
+                      plain(call.logits) ? pull_pieces<true, T> : pull_pieces<false, T>, arguments,
+                      pieces, alike(call.logits.x, call.logits.weights, call.d_z));
     }
     if (status != kSuccess || !call.d_bias) return status;
-    const bool aligned =
-        shape.width % kVector<T> == 0 &&
-        all_aligned(call.logits.x, call.logits.weights, call.d_bias, call.scratch);
+    const bool aligned = shape.width % kVector<T> == 0 &&
+                         all_aligned(call.logits.x, call.logits.weights, call.d_bias, call.scratch);
     return sum_columns<kPull, T>(stream, arguments, aligned, call.partials,
                                  static_cast<A*>(call.d_bias), static_cast<A*>(call.scratch),
                                  call.scratch_size);
@@ -122,9 +164,9 @@ Status syntonic_cross_entropy_cotangent(Stream stream, const SyntonicCrossEntrop
 Status load_syntonic_cross_entropy(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    constexpr Pull kPull = Pull::cross_entropy;
-    return load_kernels(cross_entropy_rows<true, T>, cross_entropy_rows<false, T>, pull_stream<kPull, T>, pull_columns<kPull, T>,
-                        fold_columns<Acc<T>>);
+    return load_kernels(cross_entropy_rows<true, T>, cross_entropy_rows<false, T>,
+                        pull_pieces<true, T>, pull_pieces<false, T>,
+                        pull_columns<Pull::cross_entropy, T>, fold_columns<Acc<T>>);
   });
 }
 

@@ -12,7 +12,9 @@ namespace {
 
 // Packs of a row that is held in registers, K packs a thread, at most; wider ones are staged.
 constexpr int kRowPacks = kMaxThreads * 4;
-constexpr RowTuning kRowTuning = {{{32, 2}, {0, 4}}, {}, 0};
+constexpr RowTuning kPlainTuning = {
+    {{32, 2}, {1024, 4}, {1536, 4, 128, 0, false, 256}, {0, 4}}, {}, 0};
+constexpr RowTuning kRowTuning = {{{0, 4}}, {}, 0};
 
 template <class T>
 using Arguments = SoftmaxArguments<T>;
@@ -27,23 +29,25 @@ __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(cons
   Reducer<MaxSum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
   const int packs = row < a.rows ? a.width / N : 0;
-  const int64_t start = row < a.rows ? row * a.width : 0, group = a.group(row);
+  const int64_t group = a.group(row);
+  const RowStart start = {row < a.rows ? row * a.width : 0, group * a.width, a.width};
   const A scale = a.logits.scale_of(group);
 
   Packed<T, N> x[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int pack = k * team.size + team.rank;
-    x[k] = pack < packs ? read_pack<T, N>(a.logits.x + start + pack * N) : lowest_pack<T, N>();
+    x[k] = pack < packs ? read_pack<T, N>(a.logits.x + start.elements + pack * N)
+                        : lowest_pack<T, N>();
   }
   A z[K][N];
   uint32_t present[K], any = 0;
   MaxSum<A> own;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    const int pack = k * team.size + team.rank, at = pack * N;
+    const int pack = k * team.size + team.rank;
     if (kPlain || pack < packs) {
-      present[k] = logits_of<kPlain>(a.logits, scale, start + at, group * a.width + at, x[k], z[k]);
+      present[k] = logits_of<kPlain>(a.logits, scale, start, pack * N, x[k], z[k]);
     } else {
       present[k] = 0;
       hide_absent(0, z[k]);
@@ -75,7 +79,7 @@ __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(cons
     if (!kPlain && present[k] != kAll<N>) {
       hide_absent(present[k], z[k], a.log ? -kInfinity<A> : A(0));
     }
-    if (pack < packs) write_pack(a.y + start + pack * N, syntonic::pack<T>(z[k]));
+    if (pack < packs) write_pack(a.y + start.elements + pack * N, syntonic::pack<T>(z[k]));
   }
 }
 
@@ -92,29 +96,31 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
   const int64_t row = int64_t{blockIdx.x} / team.blocks;
   const Stretch<T> of(a.logits.x, row, a.rows, a.width, true);
   const int64_t group = a.group(row);
+  const RowStart start = {of.start, group * a.width, a.width};
   const A scale = a.logits.scale_of(group);
   const T* const packs = a.logits.x + of.start + of.head;
   uint4* const stage = stage_of(pieces, packs);
   copy_packs(stage, packs, of.packs, team);
 
   MaxSum<A> own;
-  bool any = false;
+  uint32_t any = 0;
   A edge = -kInfinity<A>;
   const bool has_edge = team.rank < of.edges();
   const int at_edge = of.edge(team.rank);
   if (has_edge) {
-    edge = logit_at(a.logits, scale, of.start + at_edge, group * a.width + at_edge, any);
+    bool present;
+    edge = logit_at(a.logits, scale, start, at_edge, present);
+    any |= present;
     own.max = edge;
   }
   const auto read = [&](int pack, int piece, A(&z)[N]) {
-    const int at = of.first(pack);
-    return logits_of<kPlain>(a.logits, scale, of.start + at, group * a.width + at,
-                             staged<T, N>(stage + piece, 1), z);
+    return logits_of<kPlain>(a.logits, scale, start, of.first(pack), staged<T, N>(stage + piece, 1),
+                             z);
   };
   wait_copies(0);
   for_packs(of.packs, team, [&](int pack, int piece) {
     A z[N];
-    any = read(pack, piece, z) || any;
+    any |= read(pack, piece, z);
     take_max(own.max, z);
   });
   const A base = MaxSum<A>::base(own.max);
@@ -139,7 +145,8 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
 
 // Rows of any width, read twice, the second time from the L2 cache if it holds them.
 template <class T>
-__global__ void __launch_bounds__(kStreamThreads) softmax_stream(const Arguments<T> a, bool vector) {
+__global__ void __launch_bounds__(kStreamThreads)
+    softmax_stream(const Arguments<T> a, bool vector) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<MaxSum<A>> exchange;
@@ -149,7 +156,8 @@ __global__ void __launch_bounds__(kStreamThreads) softmax_stream(const Arguments
   const Stretch<T> of(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<false, T> logits(a.logits, of, a.group(row), a.width);
 
-  const Outcome<T> outcome(a, team.rank == 0 && row < a.rows, row, reduce.all(logits.max_sum(team)));
+  const Outcome<T> outcome(a, team.rank == 0 && row < a.rows, row,
+                           reduce.all(logits.max_sum(team)));
 #pragma unroll 2
   for (int pack = team.rank; pack < of.packs; pack += team.size) {
     A z[N];
@@ -166,11 +174,12 @@ __global__ void __launch_bounds__(kStreamThreads) softmax_stream(const Arguments
 template <bool kPlain, class T>
 Status run_held(Stream stream, const SyntonicSoftmax& call) {
   const Planes& shape = call.logits.shape;
-  const RowPlan plan = plan_rows(shape.width, kVector<T>, true, softmax_rows<kPlain, T, 4>, kRowTuning);
+  const RowPlan plan = plan_rows(shape.width, kVector<T>, true, softmax_rows<kPlain, T, 4>,
+                                 kPlain ? kPlainTuning : kRowTuning);
   const Arguments<T> arguments(call, plan.team);
   const Grid grid = grid_of_rows(plan, shape.rows());
-  if (kPlain && plan.packs == 2) {
-    return launch(stream, grid, softmax_rows<true, T, 2>, arguments);
+  if constexpr (kPlain) {
+    if (plan.packs == 2) return launch(stream, grid, softmax_rows<kPlain, T, 2>, arguments);
   }
   return launch(stream, grid, softmax_rows<kPlain, T, 4>, arguments);
 }
@@ -192,13 +201,14 @@ Status run_rows(Stream stream, const SyntonicSoftmax& call) {
       return plain(logits) ? run_held<true, T>(stream, call) : run_held<false, T>(stream, call);
     }
     if (vector && !whole && width <= kTileWidth) return syntonic_softmax_planes(stream, call);
-    const StagePlan plan = plan_stages(width * sizeof(T), 1, kLargeCluster, softmax_staged<true, T>);
+    const StagePlan plan =
+        plan_stages(width * sizeof(T), 1, kLargeCluster, softmax_staged<true, T>);
     if (vector && plan.blocks > 0) {
       return plain(logits) ? run_staged<true, T>(stream, call, plan)
                            : run_staged<false, T>(stream, call, plan);
     }
   }
-  const RowPlan plan = plan_stream<T>(width);
+  const RowPlan plan = plan_stream<T>(width, logits.shape.rows());
   return launch(stream, grid_of_rows(plan, logits.shape.rows()), softmax_stream<T>,
                 Arguments<T>(call, plan.team), vector);
 }

@@ -58,7 +58,8 @@ struct Outcome {
   }
 
   template <int N>
-  __device__ void store(const SoftmaxArguments<T>& a, int64_t element, uint32_t present, A (&z)[N]) const {
+  __device__ void store(const SoftmaxArguments<T>& a, int64_t element, uint32_t present,
+                        A (&z)[N]) const {
     if (a.log) {
 #pragma unroll
       for (int e = 0; e < N; ++e) z[e] = (z[e] - total.max) - log_sum;

@@ -64,7 +64,8 @@ Status run_rows(Stream stream, const SyntonicSoftmaxCotangent& call) {
   if constexpr (kHeld<T>) {
     if (aligned && width / kVector<T> <= kRowPacks) {
       const bool bare = plain(logits) && !call.d_bias;
-      return bare ? run_held<kPull, true, T>(stream, call) : run_held<kPull, false, T>(stream, call);
+      return bare ? run_held<kPull, true, T>(stream, call)
+                  : run_held<kPull, false, T>(stream, call);
     }
     if (vector && !whole && !call.d_bias && width <= kTileWidth) {
       return syntonic_softmax_planes_cotangent(stream, call);
@@ -76,7 +77,7 @@ Status run_rows(Stream stream, const SyntonicSoftmaxCotangent& call) {
       });
     }
   }
-  const RowPlan plan = plan_stream<T>(width);
+  const RowPlan plan = plan_stream<T>(width, logits.shape.rows());
   return run_apart<kPull, T>(call, stream, plan.team, aligned, [&](const auto& arguments) {
     return launch(stream, grid_of_rows(plan, logits.shape.rows()), pull_stream<kPull, T>, arguments,
                   vector);

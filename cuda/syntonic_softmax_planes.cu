@@ -12,7 +12,6 @@ __global__ void __launch_bounds__(kPlaneThreads)
     softmax_tile(const Arguments<T> a, const PlaneShape shape) {
   using A = Acc<T>;
   extern __shared__ uint4 pieces[];
-  __shared__ MaxSum<A> shared[kPlaneThreads];
   const Tile<T> tile(pieces, a.logits.x, shape);
   tile.copy_from(a.logits.x);
   const TileLine of(shape);
@@ -36,9 +35,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
     own.sum += exponential<T, true>(read(w, i, present) - base);
   });
   tell_apart(own, any);
-  const MaxSum<A> total = across_slots(of, shape.lanes * shape.inner, own, shared,
-                                       [](auto a, auto b) { return MaxSum<A>::merge(a, b); });
-  const Outcome<T> outcome(a, of.line >= 0 && of.slot == 0, of.row, total);
+  const Outcome<T> outcome(a, of.any && of.slot == 0, of.row, across_lanes(own, of.slots));
   of.for_elements(shape, [&](int w, int i) {
     bool present;
     const A z = read(w, i, present);
@@ -54,9 +51,9 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   extern __shared__ uint4 pieces[];
-  __shared__ ColumnExchange<MaxSum<A>, N> exchange;
+  __shared__ LineExchange<MaxSum<A>> exchange;
   const int blocks = a.team;
-  if (blocks > 1) cluster_arrive();
+  if (blocks > 1) cluster_begin();
   const ColumnPlace<T> of(shape, blocks);
   of.for_packs(shape, [&](int, int64_t element, int piece) {
     copy_async<16>(pieces + piece, 1, a.logits.x + element, true);
@@ -86,8 +83,9 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
   });
 #pragma unroll
   for (int e = 0; e < N; ++e) tell_apart(own[e], any >> e & 1);
-  exchange.run(
-      shape.lanes, blocks, own, [&](auto m) { return across_lanes(m, kWarp, shape.lanes); },
+  exchange_columns(
+      exchange, shape.lanes, blocks, own,
+      [&](const auto& m) { return across_lanes(m, kWarp, shape.lanes); },
       [](auto a, auto b) { return MaxSum<A>::merge(a, b); },
       [&](int i, const MaxSum<A>& total) -> MaxSum<A> {
         // Kept in place of maximum and sum: what the results are relative to, and their factor.
@@ -110,22 +108,22 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
   });
 }
 
-template <class T>
+template <bool kPlain, class T>
 __global__ void __launch_bounds__(kPlaneThreads)
     softmax_lines(const Arguments<T> a, const PlaneShape shape) {
   using A = Acc<T>;
   constexpr int kTurn = 8;
-  __shared__ ColumnExchange<MaxSum<A>, 1> exchange;
+  __shared__ LineExchange<MaxSum<A>> exchange;
   const int blocks = a.team;
-  if (blocks > 1) cluster_arrive();
+  if (blocks > 1) cluster_begin();
   const StreamLine of(shape, blocks);
-  const PlaneLogits<false, T> logits(a.logits, shape, of.plane);
+  const PlaneLogits<kPlain, T> logits(a.logits, shape, of.plane);
   const auto read = [&](int w, bool& present) {
     const int64_t element = of.start + int64_t{w} * shape.inner;
     return logits.one(w, element, a.logits.x[element], present);
   };
   const int end = of.any ? shape.width : 0;
-  MaxSum<A> own[1];
+  MaxSum<A> own;
   bool any = false;
   for (int w = of.slot; w < end; w += kTurn * of.slots) {
     A z[1][kTurn];
@@ -135,14 +133,12 @@ __global__ void __launch_bounds__(kPlaneThreads)
       z[0][k] = w + k * of.slots < end ? read(w + k * of.slots, present) : -kInfinity<A>;
       any = any || present;
     }
-    own[0].template extend<T>(z);
+    own.template extend<T>(z);
   }
-  tell_apart(own[0], any);
-  const auto lanes = [&](auto m) { return across_lanes(m, kWarp, shape.lanes); };
-  exchange.run(
-      shape.lanes, blocks, own, lanes, [](auto a, auto b) { return MaxSum<A>::merge(a, b); },
-      [](int, const MaxSum<A>& total) { return total; });
-  const Outcome<T> outcome(a, of.any && of.slot == 0, of.row, own[0]);
+  tell_apart(own, any);
+  const MaxSum<A> total = exchange_line(exchange, shape.lanes, blocks, own,
+                                        [](auto a, auto b) { return MaxSum<A>::merge(a, b); });
+  const Outcome<T> outcome(a, of.any && of.slot == 0, of.row, total);
 #pragma unroll 8
   for (int w = of.slot; w < end; w += of.slots) {
     bool present;
@@ -171,13 +167,15 @@ Status run(Stream stream, const SyntonicSoftmax& call) {
     }
     const int planes = tile_planes(shape, sizeof(T));
     if (vector && planes > 0) {
-      return go(ceil_div(shape.groups * shape.outer, planes), kPlaneThreads, 1,
-                sizeof(uint4) * tile_pieces<T>(plane_shape(shape, planes)),
+      const PlaneShape tile = plane_shape(shape, planes);
+      return go(ceil_div(tile.planes, planes), tile_threads(tile), 1,
+                sizeof(uint4) * tile_pieces<T>(tile),
                 bare ? softmax_tile<true, T> : softmax_tile<false, T>, planes);
     }
   }
-  const StreamPlan plan = plan_lines(shape, softmax_lines<T>);
-  return go(plan.count, kPlaneThreads, plan.blocks, 0, softmax_lines<T>, plan.lanes);
+  const StreamPlan plan = plan_lines(shape, softmax_lines<true, T>);
+  return go(plan.count, kPlaneThreads, plan.blocks, 0,
+            bare ? softmax_lines<true, T> : softmax_lines<false, T>, plan.lanes);
 }
 
 }  // namespace
@@ -190,7 +188,7 @@ Status syntonic_softmax_planes(Stream stream, const SyntonicSoftmax& call) {
 Status load_syntonic_softmax_planes(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    Status status = load_kernels(softmax_lines<T>);
+    Status status = load_kernels(softmax_lines<true, T>, softmax_lines<false, T>);
     if constexpr (kHeld<T>) {
       const auto load = [&](auto kernel) {
         if (status == kSuccess) status = load_ring(kernel);

@@ -65,26 +65,24 @@ __global__ void __launch_bounds__(kPlaneThreads)
     pull_tile(const PullArguments<T> a, const PlaneShape shape) {
   using A = Acc<T>;
   extern __shared__ uint4 pieces[];
-  __shared__ A shared[kPlaneThreads];
   const Tile<T> tile(pieces, a.logits.x, shape);
   const Tile<T> cts(pieces + tile_pieces<T>(shape), a.ct, shape);
   tile.copy_from(a.logits.x);
   cts.copy_from(a.ct);
   const TileLine of(shape);
-  const PullLines<kPull, T, 1> line(a, shape, of.plane, of.row, of.line >= 0);
+  const PullLines<kPull, T, 1> line(a, shape, of.plane, of.row, of.any);
   const auto read = [&](int w, int i, A& p, A& ct) {
     return line.read_one(w, tile.of.start + i, tile.data[i], cts.data[i], p, ct);
   };
   wait_copies(0);
   __syncthreads();
-  A own = 0;
+  Sum<A> own;
   of.for_elements(shape, [&](int w, int i) {
     A p, ct;
     read(w, i, p, ct);
-    own += pull_term<kPull>(p, ct);
+    own.value += pull_term<kPull>(p, ct);
   });
-  const A s = across_slots(of, shape.lanes * shape.inner, own, shared,
-                           [](A a, A b) { return a + b; });
+  const A s = across_lanes(own, of.slots).value;
   of.for_elements(shape, [&](int w, int i) {
     A p, ct;
     const bool present = read(w, i, p, ct);
@@ -100,9 +98,9 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   extern __shared__ uint4 pieces[];
-  __shared__ ColumnExchange<A, N> exchange;
+  __shared__ LineExchange<A> exchange;
   const int blocks = a.team;
-  if (blocks > 1) cluster_arrive();
+  if (blocks > 1) cluster_begin();
   const ColumnPlace<T> of(shape, blocks);
   uint4* const cts = pieces + of.pieces(shape);
   of.for_packs(shape, [&](int, int64_t element, int piece) {
@@ -123,8 +121,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 #pragma unroll
     for (int e = 0; e < N; ++e) sum[e] += pull_term<kPull>(p[e], ct[e]);
   });
-  exchange.run(
-      shape.lanes, blocks, sum,
+  exchange_columns(
+      exchange, shape.lanes, blocks, sum,
       [&](A x) { return across_lanes(Sum<A>{x}, kWarp, shape.lanes).value; },
       [](A a, A b) { return a + b; }, [](int, A total) { return total; });
   of.for_packs(shape, [&](int w, int64_t element, int piece) {
@@ -141,32 +139,29 @@ template <Pull kPull, class T>
 __global__ void __launch_bounds__(kPlaneThreads)
     pull_lines(const PullArguments<T> a, const PlaneShape shape) {
   using A = Acc<T>;
-  __shared__ ColumnExchange<A, 1> exchange;
+  __shared__ LineExchange<A> exchange;
   const int blocks = a.team;
-  if (blocks > 1) cluster_arrive();
+  if (blocks > 1) cluster_begin();
   const StreamLine of(shape, blocks);
   const PullLines<kPull, T, 1> line(a, shape, of.plane, of.row, of.any);
   const int end = of.any ? shape.width : 0;
   const auto read = [&](int64_t element, int w, A& p, A& ct) {
     return line.read_one(w, element, a.logits.x[element], a.ct[element], p, ct);
   };
-  A sum[1] = {0};
+  A sum = 0;
 #pragma unroll 8
   for (int w = of.slot; w < end; w += of.slots) {
     A p, ct;
     read(of.start + int64_t{w} * shape.inner, w, p, ct);
-    sum[0] += pull_term<kPull>(p, ct);
+    sum += pull_term<kPull>(p, ct);
   }
-  exchange.run(
-      shape.lanes, blocks, sum,
-      [&](A x) { return across_lanes(Sum<A>{x}, kWarp, shape.lanes).value; },
-      [](A a, A b) { return a + b; }, [](int, A total) { return total; });
+  const A s = exchange_line(exchange, shape.lanes, blocks, sum, [](A a, A b) { return a + b; });
 #pragma unroll 8
   for (int w = of.slot; w < end; w += of.slots) {
     const int64_t element = of.start + int64_t{w} * shape.inner;
     A p, ct;
     const bool present = read(element, w, p, ct);
-    a.d_z[element] = narrow<T>(present ? pulled<kPull>(sum[0], p, ct) : A(0));
+    a.d_z[element] = narrow<T>(present ? pulled<kPull>(s, p, ct) : A(0));
   }
 }
 
@@ -193,9 +188,9 @@ Status run(Stream stream, const SyntonicSoftmaxCotangent& call) {
     }
     const int planes = tile_planes(shape, sizeof(T));
     if (vector && planes > 0) {
-      return go(ceil_div(shape.groups * shape.outer, planes), kPlaneThreads, 1,
-                2 * sizeof(uint4) * tile_pieces<T>(plane_shape(shape, planes)), pull_tile<kPull, T>,
-                planes);
+      const PlaneShape tile = plane_shape(shape, planes);
+      return go(ceil_div(tile.planes, planes), tile_threads(tile), 1,
+                2 * sizeof(uint4) * tile_pieces<T>(tile), pull_tile<kPull, T>, planes);
     }
   }
   const StreamPlan plan = plan_lines(shape, pull_lines<kPull, T>);

@@ -9,14 +9,16 @@ namespace {
 // As in the kernel: `A` is the type of the search.
 template <typename A>
 void run(const Crystallize& call) {
-  const Lattice<A> points = lattice<A>(call.precision);
+  const Lattices<A> points = lattices<A>(call.precision);
   for (int64_t i = 0; i < call.count; ++i) {
-    const Point<A> point = nearest(points, static_cast<A>(load(call.x, call.dtype, i)));
+    const A x[1] = {static_cast<A>(load(call.x, call.dtype, i))};
+    Point<A> point[1];
+    nearest(points, x, point);
     if (call.y != nullptr) {
-      store(call.y, call.y_dtype, i, lattice_value(point));
+      store(call.y, call.y_dtype, i, lattice_value(point[0]));
     } else {
-      call.a[i] = static_cast<int32_t>(point.a);
-      call.b[i] = static_cast<int32_t>(point.b);
+      call.a[i] = static_cast<int32_t>(point[0].a);
+      call.b[i] = static_cast<int32_t>(point[0].b);
     }
   }
 }
