@@ -81,13 +81,14 @@ Lattice<A> lattice(int32_t precision) {
   return it;
 }
 
-// phi in two parts.
+// phi in two parts, of which a coefficient times the first is exact, and so is that plus the other
+// coefficient: the value of a point is rounded once. In float for precisions up to 2^10, in double
+// up to 2^20.
 template <class A>
-constexpr A kPhiHigh = sizeof(A) == 4 ? A(1.6180340051651f) : A(kGolden);
+constexpr A kPhiHigh = sizeof(A) == 4 ? A(6627 / 4096.0) : A(1737350766 / 1073741824.0);
 template <class A>
-constexpr A kPhiLow = sizeof(A) == 4 ? A(-1.641520519513051e-08f) : A(-5.432115203682506e-17);
+constexpr A kPhiLow = sizeof(A) == 4 ? A(0.00011406687489484821) : A(3.486010936269501e-10);
 
-// a + b phi, with an error of one unit in the last place of A; in float for precisions up to 2^10.
 template <class A>
 SYNTONIC_BOTH inline A lattice_value(Point<A> p) {
   return std::fma(p.b, kPhiLow<A>, std::fma(p.b, kPhiHigh<A>, p.a));

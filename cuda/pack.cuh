@@ -170,14 +170,16 @@ __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
 #pragma unroll
     for (int i = 0; i < kWords; i += 4) {
       const uint4* source = static_cast<const uint4*>(address) + i / 4;
+#ifdef __CUDA_ARCH__
       if constexpr (kCache == Cache::once) {
         asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
             : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
             : "l"(source));
-      } else {
-        const uint4 four = __ldg(source);
-        word[i] = four.x, word[i + 1] = four.y, word[i + 2] = four.z, word[i + 3] = four.w;
+        continue;
       }
+#endif
+      const uint4 four = __ldg(source);
+      word[i] = four.x, word[i + 1] = four.y, word[i + 2] = four.z, word[i + 3] = four.w;
     }
   } else if constexpr (kWords == 2) {
     const uint2 two = __ldg(static_cast<const uint2*>(address));

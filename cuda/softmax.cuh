@@ -34,13 +34,17 @@ __device__ Acc<T> exponential(Acc<T> x) {
   if constexpr (sizeof(T) > 2) {
     return exp(x);
   } else {
-    constexpr float kLog2E = 1.4426950408889634f;
+    const float power = x * 1.4426950408889634f;
     float y;
+#ifdef __CUDA_ARCH__
     if constexpr (kTerm) {
-      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * kLog2E));
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(power));
     } else {
-      asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * kLog2E));
+      asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(power));
     }
+#else
+    y = exp2f(power);
+#endif
     return y;
   }
 }

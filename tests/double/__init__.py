@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,33 +60,49 @@ def build(spare_elements: int = 0) -> Path:
         f"-I{ROOT / 'src' / 'ffi'}",
         f"-isystem{jax.ffi.include_dir()}",
     ]
+    return library_of("double", flags, [*SOURCES, *HEADERS], lambda _: (SOURCES, []))
+
+
+def library_of(
+    name: str,
+    flags: list[str],
+    read: Iterable[Path],
+    sources: Callable[[Path], tuple[list[Path], list[str]]],
+) -> Path:
+    """Compiles a library into build/, unless one of the same was compiled before.
+
+    Args:
+      name: its folder there.
+      flags: of the compiler.
+      read: the files that what it does depends on.
+      sources: makes what is compiled in a scratch folder, and more flags.
+    """
     digest = hashlib.sha256(" ".join([jax.__version__, COMPILER, *flags]).encode())
-    for path in sorted([*SOURCES, *HEADERS]):
+    for path in sorted(read):
         digest.update(path.read_bytes())
-    folder = ROOT / "build" / "double"
-    library = (
-        folder / f"{digest.hexdigest()[:16]}{sysconfig.get_config_var('SHLIB_SUFFIX') or '.dll'}"
-    )
+    folder = ROOT / "build" / name
+    suffix = sysconfig.get_config_var("SHLIB_SUFFIX") or ".dll"
+    library = folder / f"{digest.hexdigest()[:16]}{suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if not library.exists():
-            _compile(flags, library)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made, more = sources(Path(scratch))
+                _compile([*flags, *more], made, Path(scratch), library)
     return library
 
 
-def _compile(flags: list[str], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+def _compile(flags: list[str], sources: list[Path], scratch: Path, library: Path) -> None:
+    def compile_one(source: Path) -> Path:
+        out = scratch / f"{source.parent.name}_{source.stem}.o"
+        subprocess.run([COMPILER, *flags, "-c", source, "-o", out], check=True)
+        return out
 
-        def compile_one(source: Path) -> Path:
-            out = Path(scratch, f"{source.parent.name}_{source.stem}.o")
-            subprocess.run([COMPILER, *flags, "-c", source, "-o", out], check=True)
-            return out
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, SOURCES))
-        linked = Path(scratch, library.name)
-        subprocess.run([COMPILER, *LINK_FLAGS, *objects, "-o", linked], check=True)
-        linked.rename(library)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    linked = scratch / library.name
+    subprocess.run([COMPILER, *LINK_FLAGS, *objects, "-o", linked], check=True)
+    linked.rename(library)
 
 
 def targets(library: Path) -> dict[str, dict[str, object]]:
