@@ -42,8 +42,17 @@ def plain_golden_gelu(x):
     return x * jax.nn.sigmoid(PHI * x)
 
 
-def plain_crystallize(x):
-    return syntonic_jax.crystallize(x, implementation="xla")
+def plain_crystallize(x, precision=100):
+    """All candidates: the nearest a for every b, and of these the nearest."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    bs = jnp.arange(-precision, precision + 1, dtype=wide.dtype)
+
+    def integer(rest):
+        return jnp.clip(jnp.round(rest), -precision, precision)
+
+    rest = wide[..., None] - PHI * bs
+    b = jnp.argmin(jnp.abs(rest - integer(rest)), -1).astype(wide.dtype) - precision
+    return (integer(wide - PHI * b) + PHI * b).astype(x.dtype)
 
 
 def plain_norm(residual):
@@ -82,6 +91,15 @@ def cross_entropy(logits, implementation):
     return syntonic_jax.syntonic_cross_entropy(
         logits, labels_of(logits), implementation=implementation
     )
+
+
+def plain_learned_softmax(x, mode_norms):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.nn.softmax(wide - PHI_INV * mode_norms).astype(x.dtype)
+
+
+def learned_softmax(x, mode_norms, implementation):
+    return syntonic_jax.syntonic_softmax(x, mode_norms=mode_norms, implementation=implementation)
 
 
 def plain_softmax(x, axis=-1):
@@ -126,6 +144,11 @@ OPERATIONS = {
     "syntonic_softmax": Operation(
         syntonic_jax.syntonic_softmax, plain_softmax, 1, 0, 2, 3, by_width=True
     ),
+    "syntonic_softmax, learned": Operation(
+        *(learned_softmax, plain_learned_softmax, 1, 1, 2, 3),
+        by_width=True,
+        only=(1024, 4096, 50257),
+    ),
     "syntonic_softmax, inner axis": Operation(
         functools.partial(syntonic_jax.syntonic_softmax, axis=1),
         functools.partial(plain_softmax, axis=1),
@@ -157,7 +180,7 @@ OPERATIONS = {
         syntonic_jax.phi_residual_gelu, lambda x, r: jax.nn.gelu(x + PHI_INV * r), 2, 0, 3, 4
     ),
     "golden_gelu": Operation(syntonic_jax.golden_gelu, plain_golden_gelu, 1, 0, 2, 3),
-    # straight-through: its backward pass copies the cotangent. XLA's is our jnp form of the search
+    # straight-through: its backward pass copies the cotangent
     "crystallize": Operation(syntonic_jax.crystallize, plain_crystallize, 1, 0, 2, None),
     "residual_component_norm": Operation(
         syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, None

@@ -82,8 +82,8 @@ Lattice<A> lattice(int32_t precision) {
 }
 
 // phi in two parts, of which a coefficient times the first is exact, and so is that plus the other
-// coefficient: the value of a point is rounded once. In float for precisions up to 2^10, in double
-// up to 2^20.
+// coefficient: the value of a point is rounded once, but for the rounding of the second part. In
+// float for precisions up to 2^10, in double up to 2^20.
 template <class A>
 constexpr A kPhiHigh = sizeof(A) == 4 ? A(6627 / 4096.0) : A(1737350766 / 1073741824.0);
 template <class A>

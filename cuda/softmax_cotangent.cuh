@@ -6,7 +6,7 @@
 #pragma once
 
 #include "column.cuh"
-#include "softmax.cuh"
+#include "softmax_row.cuh"
 
 namespace syntonic {
 

@@ -8,7 +8,7 @@
 //   stream    the lines of neighbouring elements, read twice
 #pragma once
 
-#include "softmax.cuh"
+#include "softmax_row.cuh"
 
 namespace syntonic {
 

@@ -1,7 +1,7 @@
 // What the forward kernels of softmax share: their arguments, and what a row turns its logits into.
 #pragma once
 
-#include "softmax.cuh"
+#include "softmax_row.cuh"
 
 namespace syntonic {
 

@@ -26,7 +26,7 @@ _PREFERRED: dict[str, Implementation] = {
     "syntonic_softmax": "xla",
     "syntonic_log_softmax": "xla",
     "syntonic_cross_entropy": "xla",
-    "crystallize": "xla",
+    "crystallize": "cuda",
 }
 OPERATIONS = tuple(_PREFERRED)
 

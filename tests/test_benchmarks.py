@@ -40,7 +40,8 @@ def test_every_operation_is_measured_in_every_way(results):
     functions |= {"golden_batch_norm", "golden_layer_norm"}
     functions |= {"syntonic_softmax", "syntonic_cross_entropy", "crystallize"}
     assert functions <= set(syntonic_jax.__all__)
-    functions |= {"golden_batch_norm, channels first", "syntonic_softmax, inner axis"}
+    functions |= {"golden_batch_norm, channels first"}
+    functions |= {"syntonic_softmax, inner axis", "syntonic_softmax, learned"}
     with_backward = functions - {"phi_residual", "residual_component_norm", "crystallize"}
     expected = {(op, "forward", i) for op in functions for i in ("cuda", "xla")}
     expected |= {(op, "backward", i) for op in with_backward for i in ("cuda", "xla")}
@@ -82,7 +83,9 @@ def test_records_are_whole_and_consistent(results):
 
 
 @pytest.mark.parametrize(
-    "op", ["phi_residual_layernorm", "golden_layer_norm", "golden_batch_norm", "golden_gelu"]
+    "op",
+    ["phi_residual_layernorm", "golden_layer_norm", "golden_batch_norm", "golden_gelu"]
+    + ["syntonic_softmax", "syntonic_softmax, learned", "syntonic_cross_entropy"],
 )
 def test_both_implementations_compute_the_same(run, installed_double, op):
     """What is timed beside a kernel is the same function of the same operands."""

@@ -3,6 +3,7 @@
 What only a GPU shows is in tests/gpu: clusters, background copies, large shapes.
 """
 
+import batch_norm_check
 import double
 import emulator
 import jax
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from layernorm_check import draw as draw_layernorm
+from layernorm_check import estimates, value_and_cotangents
 from softmax_cases import FUNCTIONS, MODES, check, draw
 
-from syntonic_jax import _partition, _primitive, crystallize
+from syntonic_jax import _partition, crystallize, golden_gelu, phi_residual
 
 pytestmark = [
     pytest.mark.usefixtures("x64", "emulated"),
-    pytest.mark.skipif(not emulator.compiler_works(), reason="fibers are those of Linux"),
+    pytest.mark.skipif(not emulator.available(), reason="fibers are those of Linux"),
 ]
 
 
@@ -29,7 +32,9 @@ def emulated():
         jax.ffi.register_ffi_target_as_batch_partitionable(name + "_emulated")
     call = _partition._call
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_partition, "_call", lambda target, *a, **k: call(target + "_emulated", *a, **k))
+        patch.setattr(
+            _partition, "_call", lambda target, *a, **k: call(target + "_emulated", *a, **k)
+        )
         jax.clear_caches()
         yield
     jax.clear_caches()
@@ -68,7 +73,7 @@ def drawn(rng, name, shape, axis, dtype, mode):
 @names
 @pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("mode", ["identity", "learned"])
+@pytest.mark.parametrize("mode", [pytest.param("identity", marks=pytest.mark.slow), "learned"])
 def test_softmax(name, shape, axis, dtype, mode, rng):
     given, options, ct = drawn(rng, name, shape, axis, dtype, mode)
     check("cuda", name, given, ct, **options)
@@ -76,7 +81,9 @@ def test_softmax(name, shape, axis, dtype, mode, rng):
 
 @names
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("shape", "axis"), [((9, 96), 1), ((5, 1033), 1), ((3, 40, 17), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9, 96), 1), ((5, 1033), 1), ((3, 40, 17), 1)], ids=str
+)
 def test_softmax_of_what_is_not_masked(name, mode, shape, axis, rng):
     given, options, ct = drawn(rng, name, shape, axis, "bfloat16", mode)
     where = rng.random(shape) < 0.5
@@ -90,4 +97,53 @@ def test_crystallize(dtype, precision, rng):
     x = jnp.asarray(rng.normal(size=999) * rng.choice([1, 5, precision], 999), dtype)
     x = x.at[:4].set(jnp.asarray([0, jnp.inf, -jnp.inf, jnp.nan], dtype))
     ours, theirs = (crystallize(x, precision, implementation=i) for i in ("cuda", "xla"))
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    # For float32 the kernel's phi has 37 bits behind the point: a few values in a thousand show it.
+    bound = oracles.unit(dtype) * 2 * np.abs(oracles.real(theirs)) if dtype == "float32" else 0
+    assert (np.abs(oracles.real(ours) - oracles.real(theirs)) <= bound).all()
+    assert (np.asarray(ours) != np.asarray(theirs)).mean() < 0.01
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("shape", [(5, 7), (9, 33), (7, 768), (5, 1001), (3, 5000), (2, 20000)])
+def test_layernorm(shape, dtype, rng):
+    operands, cotangents = draw_layernorm(rng, shape, dtype)
+    (y, z), gradients = value_and_cotangents(operands, cotangents, "cuda")
+    exact = estimates(operands, cotangents, z)
+    for name, actual in zip(exact, (z, y, *gradients), strict=True):
+        oracles.assert_close(actual, exact[name], name)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((70, 5), -1), ((600, 24), -1), ((9, 7, 7, 3), -1), ((6, 5, 7, 9), 1), ((40, 2, 8, 8), 1)],
+    ids=str,
+)
+def test_batch_norm(shape, axis, dtype, rng):
+    acc, channels = oracles.accumulation(dtype), shape[axis]
+    x, ct = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
+    scale, bias, *others = (jnp.asarray(rng.normal(size=channels), acc) for _ in range(4))
+    parameters = {"scale": scale, "bias": bias}
+    batch_norm_check.check("cuda", x, (ct, *others), parameters, axis=axis, flush=False)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_elementwise(dtype, rng):
+    """As the jnp lowering has it, but for the last operation."""
+    x, r, ct = (jnp.asarray(rng.normal(size=1003), dtype) for _ in range(3))
+    for activation in (None, "relu", "gelu", "golden_gelu"):
+
+        def both(implementation, activation=activation):
+            def f(x, r):
+                z = phi_residual(x, r, activation=activation, implementation=implementation)
+                return z + golden_gelu(x, implementation=implementation)
+
+            y, pull = jax.vjp(f, x, r)
+            return y, *pull(ct)
+
+        for ours, theirs in zip(both("cuda"), both("xla"), strict=True):
+            ours, theirs = oracles.real(ours), oracles.real(theirs)
+            size = (1 + np.abs(oracles.real(x)) + np.abs(oracles.real(r))) * (
+                1 + np.abs(oracles.real(ct))
+            )
+            assert (np.abs(ours - theirs) <= 4 * oracles.unit(dtype) * size).all()

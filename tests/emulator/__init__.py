@@ -6,8 +6,8 @@ background copies, memory access or speed.
 """
 
 import functools
-import os
 import re
+import sys
 from pathlib import Path
 
 import double
@@ -60,6 +60,6 @@ def targets() -> dict[str, dict[str, object]]:
     return double.targets(build())
 
 
-def compiler_works() -> bool:
-    """Whether this is a machine for it: fibers are those of the C library of Linux."""
-    return os.uname().sysname == "Linux"
+def available() -> bool:
+    """Whether this is a machine for it: the fibers are those of the C library of Linux."""
+    return sys.platform == "linux"

@@ -330,7 +330,6 @@ def with_normalised(ct, x, mean, rstd):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("layout", HUGE)
 def test_more_than_2_to_the_31_elements(layout, x64):
     """Every element counts, the last as the first, and lands in its place.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from layernorm_check import draw, estimates, value_and_cotangents
 
 from syntonic_jax import phi_residual_layernorm
 
@@ -17,31 +18,6 @@ WIDEST = (131072, 262144, 600001)  # clusters at their limit, and rows read twic
 TARGETS = {"bfloat16": "bfloat16", "float16": "float32", "float32": "bfloat16"}
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "options"))
-def value_and_cotangents(operands, cotangents, implementation, options=()):
-    """(y, z) and the cotangents of all operands."""
-
-    def f(identity, residual, scale, bias):
-        return phi_residual_layernorm(
-            *(identity, residual, scale, bias),
-            return_sum=True,
-            implementation=implementation,
-            **dict(options),
-        )
-
-    results, pull = jax.vjp(f, *operands)
-    return results, pull(cotangents)
-
-
-def draw(rng, shape, dtype, mean=0.0):
-    """Operands and the cotangents of y and z; parameters are float32, or float64 beside float64."""
-    acc = oracles.accumulation(dtype)
-    branch = [jnp.asarray(rng.normal(mean, size=shape), dtype) for _ in range(2)]
-    parameters = [jnp.asarray(rng.normal(size=shape[-1]), acc) for _ in range(2)]
-    cotangents = tuple(jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
-    return (*branch, *parameters), cotangents
-
-
 def relative_error(actual, exact) -> float:
     return float(np.linalg.norm(oracles.real(actual) - exact) / np.linalg.norm(exact))
 
@@ -49,20 +25,12 @@ def relative_error(actual, exact) -> float:
 def check(operands, cotangents, dtype, mode="phi", epsilon=1e-5):
     """Within the oracle's bounds, and no further from it than XLA's result."""
     acc = oracles.accumulation(dtype)
-    identity, residual, scale, bias = operands
+    identity = operands[0]
     options = (("mode", mode), ("epsilon", epsilon))
     found = {}
     for implementation in ("cuda", "xla"):
         (y, z), grads = value_and_cotangents(operands, cotangents, implementation, options)
-        stored = oracles.exactly(z)
-        exact = {
-            "z": oracles.stored_sum(identity, residual, mode, dtype),
-            "y": oracles.layernorm(stored, scale, bias, epsilon=epsilon, acc=acc),
-        }
-        pulled = oracles.layernorm_vjp(
-            stored, *cotangents, scale, mode=mode, epsilon=epsilon, acc=acc
-        )
-        exact |= {f"d_{name}": estimate for name, estimate in pulled._asdict().items()}
+        exact = estimates(operands, cotangents, z, mode, epsilon)
         actual = dict(zip(exact, (z, y, *grads)))
         if implementation == "cuda":
             for name, estimate in exact.items():

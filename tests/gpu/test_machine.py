@@ -33,7 +33,6 @@ def test_none_selects_as_documented():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("large")
 def test_more_than_2_to_the_31_elements():
     """The last rows and those on either side of 2**31 and 2**32 bytes are what they are alone."""
     width = 8192

@@ -114,7 +114,6 @@ def test_same_bits_every_time(name, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("large")
 def test_more_than_two_to_the_31_elements(rng):
     """Row numbers and offsets in 64 bits; the last rows are compared, which only they reach."""
     rows, width = 2_147_500, 1000

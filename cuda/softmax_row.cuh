@@ -1,0 +1,221 @@
+// Rows of logits: how they lie in memory, and the two ways to go through those that registers do
+// not hold: read where they lie, or staged in the shared memory of a cluster.
+#pragma once
+
+#include "softmax.cuh"
+#include "stage.cuh"
+
+namespace syntonic {
+
+// A row in memory: whole packs, and at its ends a few elements that share a pack with another row.
+// Where the arrays of a kernel do not lie alike, all elements are such.
+template <class T>
+struct Stretch {
+  static constexpr int N = kVector<T>;
+  int64_t start;  // of the row, in elements of the array
+  int width;      // 0: no such row
+  int head = 0;   // elements before the first whole pack
+  int packs = 0;
+
+  __device__ Stretch(const void* array, int64_t row, int64_t rows, int width, bool vector)
+      : start(row < rows ? row * width : 0), width(row < rows ? width : 0) {
+    if (!vector) return;
+    const auto address = reinterpret_cast<uintptr_t>(array) + start * sizeof(T);
+    head = min(static_cast<int>(-address % 16 / sizeof(T)), this->width);
+    packs = (this->width - head) / N;
+  }
+
+  __device__ int first(int pack) const { return head + pack * N; }
+  __device__ int edges() const { return width - packs * N; }
+  // The place in the row of an element at its ends.
+  __device__ int edge(int i) const { return i < head ? i : i + packs * N; }
+};
+
+constexpr int kStreamPacks = 4;  // of a thread, under way at a time
+
+// The logits of a row that is read where it lies.
+template <bool kPlain, class T>
+struct LogitStream {
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+  static constexpr int kPacks = kStreamPacks;
+
+  const Logits<T>& from;
+  const Stretch<T>& of;
+  RowStart row;
+  A scale;
+
+  __device__ LogitStream(const Logits<T>& from, const Stretch<T>& of, int64_t group, int width)
+      : from(from), of(of), row{of.start, group * width, width}, scale(from.scale_of(group)) {}
+
+  __device__ uint32_t read(int pack, const Packed<T, N>& x, A (&z)[N]) const {
+    return logits_of<kPlain>(from, scale, row, of.first(pack), x, z);
+  }
+  __device__ Packed<T, N> raw(int pack) const {
+    return read_pack<T, N>(from.x + of.start + of.first(pack));
+  }
+  __device__ A edge(int i, bool& present) const {
+    return logit_at(from, scale, row, of.edge(i), present);
+  }
+
+  // Of the elements of this thread of a team.
+  __device__ MaxSum<A> max_sum(const Team& team) const {
+    MaxSum<A> found;
+    uint32_t any = 0;
+    // Its first element at the ends of the row, read beside the first packs.
+    bool edge_present = false;
+    A first_edge[1][1] = {{-kInfinity<A>}};
+    if (team.rank < of.edges()) first_edge[0][0] = edge(team.rank, edge_present);
+    for (int turn = team.rank; turn < of.packs; turn += kPacks * team.size) {
+      Packed<T, N> x[kPacks];
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int pack = turn + k * team.size;
+        x[k] = pack < of.packs ? raw(pack) : lowest_pack<T, N>();
+      }
+      A z[kPacks][N];
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int pack = turn + k * team.size;
+        if (kPlain || pack < of.packs) {
+          const uint32_t present = read(pack, x[k], z[k]);
+          any |= pack < of.packs ? present : 0;
+        } else {
+          hide_absent(0, z[k]);
+        }
+      }
+      found.template extend<T>(z);
+    }
+    found.template extend<T>(first_edge);
+    any |= edge_present;
+    for (int i = team.rank + team.size; i < of.edges(); i += team.size) {
+      bool present;
+      const A z[1][1] = {{edge(i, present)}};
+      found.template extend<T>(z);
+      any |= present;
+    }
+    tell_apart(found, any);
+    return found;
+  }
+};
+
+// Rows of other than whole packs up to this width go through tiles of many (softmax_plane.cuh).
+constexpr int kTileWidth = 1024;
+
+// The number of threads, some whole warps, that leaves the fewest without work in the last of the
+// turns in which they go through `packs`.
+inline int even_threads(int64_t packs, int turn, int least, int most) {
+  int threads = least;
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (int some = least; some <= most; some += kWarp) {
+    const int64_t step = int64_t{some} * turn, padded = ceil_div(packs, step) * step;
+    if (padded <= fewest) fewest = padded, threads = some;
+  }
+  return threads;
+}
+
+// Teams for rows that are streamed through: a part of a warp, or a block. Of a few long rows the
+// last ones should not leave most of the device without work.
+constexpr int kStreamThreads = 256;
+constexpr int kResidentThreads = 1024;  // of a multiprocessor, in blocks of any size
+
+template <class T>
+RowPlan plan_stream(int64_t width, int64_t rows) {
+  constexpr int kLeast = 128;
+  const int64_t packs = ceil_div(width, kVector<T>), threads = ceil_div(packs, kStreamPacks);
+  int team = 1;
+  while (team < threads && team < kLeast) team *= 2;
+  if (threads <= kLeast) return {0, kLeast, team};
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  double best = 0;
+  for (int some = kLeast; some <= kStreamThreads; some += kWarp) {
+    const int64_t step = int64_t{some} * kStreamPacks;
+    const int64_t resident = kResidentThreads / some * processors;
+    const double busy = double(packs) / double(ceil_div(packs, step) * step) * double(rows) /
+                        double(ceil_div(rows, resident) * resident);
+    if (busy > best) best = busy, team = some;
+  }
+  return {0, team, team};
+}
+
+inline Grid grid_of_rows(const RowPlan& plan, int64_t rows) {
+  const int cluster = cluster_size(plan);
+  return {ceil_div(rows, teams_per_block(plan)) * cluster, plan.threads, cluster};
+}
+
+// How a row goes through shared memory, in 16-byte pieces.
+constexpr int kStageThreads = 256;
+constexpr int kStagePieces = 2048;  // of a block, unless a cluster has no more blocks,
+constexpr int kMostPieces = 4352;   // or no more than the large one must have
+
+// Pieces of a block for so many packs of a row, shared out among its threads and those of its
+// peers.
+__host__ __device__ constexpr int64_t stage_pieces(int64_t packs, int blocks, int threads) {
+  const int team = blocks * threads;
+  return (packs + team - 1) / team * threads;
+}
+
+struct StagePlan {
+  int blocks = 0;  // 0: it does not fit
+  int threads = 0;
+  size_t shared = 0;  // bytes of a block
+
+  int team() const { return blocks * threads; }
+  Grid grid(int64_t rows) const { return {rows * blocks, threads, blocks, shared}; }
+};
+
+// Lets a kernel use all the shared memory, and large clusters.
+template <class K>
+Status load_staged(K* kernel) {
+  const Status status = load_ring(kernel);
+  if (status != kSuccess || !has_clusters(kernel)) return status;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// `arrays` rows of so many bytes go side by side.
+template <class K>
+StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
+  const int64_t pieces = row_bytes / 16;
+  if (!has_clusters(kernel)) most = 1;
+  StagePlan plan = {1};
+  const auto crowded = [&](int64_t room) { return pieces * arrays > room * plan.blocks; };
+  while (plan.blocks < std::min(most, kMaxCluster) && crowded(kStagePieces)) plan.blocks *= 2;
+  while (plan.blocks < most && crowded(kMostPieces)) plan.blocks *= 2;
+  const int64_t share = ceil_div(pieces, plan.blocks);
+  // Where few blocks find room on a multiprocessor, they had better be large ones.
+  const int64_t some = share * arrays > kStagePieces + kStagePieces / 8 ? 224 : 128;
+  const int least = static_cast<int>(std::min(some, ceil_div(share, kWarp) * kWarp));
+  plan.threads = even_threads(share, 1, std::max(least, kWarp), kStageThreads);
+  plan.shared = sizeof(uint4) * arrays * (stage_pieces(pieces, plan.blocks, plan.threads) + kLine);
+  const bool fits = plan.shared <= static_cast<size_t>(ring_capacity(kernel));
+  if (plan.blocks > kMaxCluster && (!fits || resident_clusters(plan.grid(1), kernel) == 0)) {
+    return plan_stages(row_bytes, arrays, kMaxCluster, kernel);
+  }
+  if (!fits) plan.blocks = 0;
+  return plan;
+}
+
+// Of the pieces of a block, the first that this thread copies packs from here to: alike in lines.
+template <class T>
+__device__ uint4* stage_of(uint4* pieces, const T* first_pack) {
+  return pieces + threadIdx.x + reinterpret_cast<uintptr_t>(first_pack) / 16 % kLine;
+}
+
+// Calls f with the number of every pack of this thread, and with the piece that it is staged in.
+template <class F>
+__device__ void for_packs(int packs, const Team& team, F&& f) {
+#pragma unroll 2
+  for (int pack = team.rank, piece = 0; pack < packs; pack += team.size, piece += blockDim.x) {
+    f(pack, piece);
+  }
+}
+
+template <class T>
+__device__ void copy_packs(uint4* stage, const T* first_pack, int packs, const Team& team) {
+  for_packs(packs, team, [&](int pack, int piece) {
+    copy_async<16>(stage + piece, 1, first_pack + pack * kVector<T>, true);
+  });
+  commit_copies();
+}
+
+}  // namespace syntonic
