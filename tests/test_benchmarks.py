@@ -84,8 +84,15 @@ def test_records_are_whole_and_consistent(results):
 
 @pytest.mark.parametrize(
     "op",
-    ["phi_residual_layernorm", "golden_layer_norm", "golden_batch_norm", "golden_gelu"]
-    + ["syntonic_softmax", "syntonic_softmax, learned", "syntonic_cross_entropy"],
+    [
+        "phi_residual_layernorm",
+        "golden_layer_norm",
+        "golden_batch_norm",
+        "golden_gelu",
+        "syntonic_softmax",
+        "syntonic_softmax, learned",
+        "syntonic_cross_entropy",
+    ],
 )
 def test_both_implementations_compute_the_same(run, installed_double, op):
     """What is timed beside a kernel is the same function of the same operands."""
