@@ -5,54 +5,56 @@
 namespace syntonic {
 namespace {
 
-// A is the type of the search.
+// What both results have in common; A is the type of the search.
 template <class Data, class A>
-struct Value {
+struct Search {
   using T = Data;
   static constexpr int N = kVector<T>;
   static constexpr int kPacks = sizeof(T) > 2 ? 2 : 1;  // computing takes as long as memory
   using Loaded = Packed<T, N>;
 
   const T* x;
-  AnyArray y;
   Lattices<A> lattices;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
     return load<T, N, Cache::keep>(x + start, at, vector);
   }
 
-  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+  __device__ void find(const Loaded& loaded, Point<A> (&point)[N]) const {
     A value[N];
     unpack(loaded, value);
-    Point<A> point[N];
     nearest(lattices, value, point);
+  }
+};
+
+template <class T, class A>
+struct Value : Search<T, A> {
+  using Search<T, A>::N;
+
+  AnyArray y;
+
+  __device__ void write(const Packed<T, N>& loaded, int64_t start, const Span& at,
+                        bool vector) const {
+    Point<A> point[N];
+    this->find(loaded, point);
+    A value[N];
 #pragma unroll
     for (int e = 0; e < N; ++e) value[e] = lattice_value(point[e]);
     store_any(y, start, at, vector, value);
   }
 };
 
-template <class Data, class A>
-struct Coefficients {
-  using T = Data;
-  static constexpr int N = kVector<T>;
-  static constexpr int kPacks = sizeof(T) > 2 ? 2 : 1;  // computing takes as long as memory
-  using Loaded = Packed<T, N>;
+template <class T, class A>
+struct Coefficients : Search<T, A> {
+  using Search<T, A>::N;
 
-  const T* x;
   int32_t* a;
   int32_t* b;
-  Lattices<A> lattices;
 
-  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
-    return load<T, N, Cache::keep>(x + start, at, vector);
-  }
-
-  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
-    A value[N];
-    unpack(loaded, value);
+  __device__ void write(const Packed<T, N>& loaded, int64_t start, const Span& at,
+                        bool vector) const {
     Point<A> point[N];
-    nearest(lattices, value, point);
+    this->find(loaded, point);
     Packed<int32_t, N> as, bs;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
@@ -67,12 +69,12 @@ struct Coefficients {
 template <class T, class A>
 Status run(Stream stream, const Crystallize& call) {
   const T* x = static_cast<const T*>(call.x);
-  const Lattices<A> points = lattices<A>(call.precision);
+  const Search<T, A> search = {x, lattices<A>(call.precision)};
   if (call.y != nullptr) {
-    return launch_map(stream, Value<T, A>{x, {call.y, call.y_dtype}, points}, call.count,
+    return launch_map(stream, Value<T, A>{search, {call.y, call.y_dtype}}, call.count,
                       all_aligned(x, static_cast<const char*>(call.y)));
   }
-  return launch_map(stream, Coefficients<T, A>{x, call.a, call.b, points}, call.count,
+  return launch_map(stream, Coefficients<T, A>{search, call.a, call.b}, call.count,
                     all_aligned(x) && all_aligned(call.a, call.b));
 }
 

@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArgume
   Reducer<Sum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks;
   const PullRow<kPull, T> of(a, row);
-  const Stretch<T> packs(a.logits.x, row, a.rows, a.width, true);
+  const Stretch<T> packs = stretch_of_row(a.logits.x, row, a.rows, a.width, true);
   const T* const x = a.logits.x + packs.start + packs.head;
   const T* const cts = a.ct + packs.start + packs.head;
   uint4* const x_stage = stage_of(pieces, x);
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kStreamThreads)
   const Team team(a.team);
   Reducer<Sum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
-  const Stretch<T> packs(a.logits.x, row, a.rows, a.width, vector);
+  const Stretch<T> packs = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const PullRow<kPull, T> of(a, row);
   const auto read = [&](int pack, A(&p)[N], A(&ct)[N]) {
     const int at = packs.first(pack);

@@ -92,19 +92,18 @@ __host__ __device__ constexpr int64_t tile_pieces(const PlaneShape& shape) {
 template <class T>
 struct Tile {
   static constexpr int N = kVector<T>;
-  T* data;
   Stretch<T> of;
+  T* data;
 
   __device__ Tile(uint4* pieces, const T* array, const PlaneShape& shape)
-      : of(array, 0, 1, 0, false) {
-    const int64_t first = int64_t{blockIdx.x} * shape.lanes;
-    const int64_t planes = shape.planes - first < shape.lanes ? shape.planes - first : shape.lanes;
-    const auto address = reinterpret_cast<uintptr_t>(array + first * shape.size());
-    of.start = first * shape.size();
-    of.width = static_cast<int>(planes * shape.size());
-    of.head = min(static_cast<int>(-address % 16 / sizeof(T)), of.width);
-    of.packs = (of.width - of.head) / N;
+      : of(array, int64_t{blockIdx.x} * shape.lanes * shape.size(), elements(shape), true) {
+    const auto address = reinterpret_cast<uintptr_t>(array + of.start);
     data = reinterpret_cast<T*>(pieces) + address % (16 * kLine) / sizeof(T);
+  }
+
+  __device__ static int elements(const PlaneShape& shape) {
+    const int64_t rest = shape.planes - int64_t{blockIdx.x} * shape.lanes;
+    return static_cast<int>((rest < shape.lanes ? rest : shape.lanes) * shape.size());
   }
 
   __device__ void copy_from(const T* array) const {

@@ -7,29 +7,38 @@
 
 namespace syntonic {
 
-// A row in memory: whole packs, and at its ends a few elements that share a pack with another row.
-// Where the arrays of a kernel do not lie alike, all elements are such.
+// A stretch of an array, such as a row: whole packs, and at its ends a few elements that share a
+// pack with what lies beside it. Where the arrays of a kernel do not lie alike, all elements are
+// such.
 template <class T>
 struct Stretch {
   static constexpr int N = kVector<T>;
-  int64_t start;  // of the row, in elements of the array
-  int width;      // 0: no such row
-  int head = 0;   // elements before the first whole pack
+  int64_t start;  // in elements of the array
+  int width;
+  int head = 0;  // elements before the first whole pack
   int packs = 0;
 
-  __device__ Stretch(const void* array, int64_t row, int64_t rows, int width, bool vector)
-      : start(row < rows ? row * width : 0), width(row < rows ? width : 0) {
+  __device__ Stretch(const T* array, int64_t start, int width, bool vector)
+      : start(start), width(width) {
     if (!vector) return;
-    const auto address = reinterpret_cast<uintptr_t>(array) + start * sizeof(T);
-    head = min(static_cast<int>(-address % 16 / sizeof(T)), this->width);
-    packs = (this->width - head) / N;
+    const auto address = reinterpret_cast<uintptr_t>(array + start);
+    head = min(static_cast<int>(-address % 16 / sizeof(T)), width);
+    packs = (width - head) / N;
   }
 
   __device__ int first(int pack) const { return head + pack * N; }
   __device__ int edges() const { return width - packs * N; }
-  // The place in the row of an element at its ends.
+  // The place of an element at its ends.
   __device__ int edge(int i) const { return i < head ? i : i + packs * N; }
 };
+
+// A row that does not exist is empty.
+template <class T>
+__device__ Stretch<T> stretch_of_row(const T* array, int64_t row, int64_t rows, int width,
+                                     bool vector) {
+  const bool exists = row < rows;
+  return {array, exists ? row * width : 0, exists ? width : 0, vector};
+}
 
 constexpr int kStreamPacks = 4;  // of a thread, under way at a time
 
@@ -104,11 +113,11 @@ constexpr int kTileWidth = 1024;
 
 // The number of threads, some whole warps, that leaves the fewest without work in the last of the
 // turns in which they go through `packs`.
-inline int even_threads(int64_t packs, int turn, int least, int most) {
+inline int even_threads(int64_t packs, int least, int most) {
   int threads = least;
   int64_t fewest = std::numeric_limits<int64_t>::max();
   for (int some = least; some <= most; some += kWarp) {
-    const int64_t step = int64_t{some} * turn, padded = ceil_div(packs, step) * step;
+    const int64_t padded = ceil_div(packs, some) * some;
     if (padded <= fewest) fewest = padded, threads = some;
   }
   return threads;
@@ -185,7 +194,7 @@ StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
   // Where few blocks find room on a multiprocessor, they had better be large ones.
   const int64_t some = share * arrays > kStagePieces + kStagePieces / 8 ? 224 : 128;
   const int least = static_cast<int>(std::min(some, ceil_div(share, kWarp) * kWarp));
-  plan.threads = even_threads(share, 1, std::max(least, kWarp), kStageThreads);
+  plan.threads = even_threads(share, std::max(least, kWarp), kStageThreads);
   plan.shared = sizeof(uint4) * arrays * (stage_pieces(pieces, plan.blocks, plan.threads) + kLine);
   const bool fits = plan.shared <= static_cast<size_t>(ring_capacity(kernel));
   if (plan.blocks > kMaxCluster && (!fits || resident_clusters(plan.grid(1), kernel) == 0)) {

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
   const Team team(a.team);
   Reducer<MaxSum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
-  const Stretch<T> of(a.logits.x, row, a.rows, a.width, vector);
+  const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<kPlain, T> logits(a.logits, of, row < a.rows ? row / a.group_rows : 0, a.width);
   const MaxSum<A> total = reduce.all(logits.max_sum(team));
   if (team.rank != 0 || row >= a.rows) return;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kPieceThreads, 4)
   const int piece = static_cast<int>(blockIdx.x % pieces);
   const int rank = thread % a.team + piece * a.team * kPiecePacks;
   const int64_t row = int64_t{blockIdx.x} / pieces * teams + thread / a.team;
-  const Stretch<T> packs(a.logits.x, row, a.rows, a.width, vector);
+  const Stretch<T> packs = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const PullRow<Pull::cross_entropy, T> of(a, row);
   Packed<T, N> x[kPiecePacks] = {};
 #pragma unroll

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
   const Team team(a.team);
   Reducer<MaxSum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks;
-  const Stretch<T> of(a.logits.x, row, a.rows, a.width, true);
+  const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, true);
   const int64_t group = a.group(row);
   const RowStart start = {of.start, group * a.width, a.width};
   const A scale = a.logits.scale_of(group);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kStreamThreads)
   const Team team(a.team);
   Reducer<MaxSum<A>> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
-  const Stretch<T> of(a.logits.x, row, a.rows, a.width, vector);
+  const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<false, T> logits(a.logits, of, a.group(row), a.width);
 
   const Outcome<T> outcome(a, team.rank == 0 && row < a.rows, row,
