@@ -117,7 +117,14 @@ def test_layernorm(shape, dtype, rng):
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [((70, 5), -1), ((600, 24), -1), ((9, 7, 7, 3), -1), ((6, 5, 7, 9), 1), ((40, 2, 8, 8), 1)],
+    [
+        ((70, 5), -1),
+        ((600, 24), -1),
+        ((5000, 200), -1),
+        ((9, 7, 7, 3), -1),
+        ((6, 5, 7, 9), 1),
+        ((40, 2, 8, 8), 1),
+    ],
     ids=str,
 )
 def test_batch_norm(shape, axis, dtype, rng):
