@@ -81,17 +81,22 @@ Lattice<A> lattice(int32_t precision) {
   return it;
 }
 
-// phi in two parts, of which a coefficient times the first is exact, and so is that plus the other
-// coefficient: the value of a point is rounded once, but for the rounding of the second part. In
-// float for precisions up to 2^10, in double up to 2^20.
+// phi in parts. A coefficient times the first is exact, and so is that plus the other coefficient,
+// in float for precisions up to 2^10 and in double up to 2^20. The search needs two. The third is
+// for values: where a and b phi nearly cancel, what two parts leave out is more than half a unit in
+// the last place.
 template <class A>
 constexpr A kPhiHigh = sizeof(A) == 4 ? A(6627 / 4096.0) : A(1737350766 / 1073741824.0);
 template <class A>
 constexpr A kPhiLow = sizeof(A) == 4 ? A(0.00011406687489484821) : A(3.486010936269501e-10);
+template <class A>
+constexpr A kPhiRest = sizeof(A) == 4 ? A(-6.448718512311324e-13) : A(1.2162720957804577e-27);
 
+// Within a unit in the last place: two of the sums round, each by half of one.
 template <class A>
 SYNTONIC_BOTH inline A lattice_value(Point<A> p) {
-  return std::fma(p.b, kPhiLow<A>, std::fma(p.b, kPhiHigh<A>, p.a));
+  const A value = std::fma(p.b, kPhiLow<A>, std::fma(p.b, kPhiHigh<A>, p.a));
+  return std::fma(p.b, kPhiRest<A>, value);
 }
 
 // To the nearest integer; |x| below 2^22, or 2^51 for double.

@@ -143,14 +143,15 @@ def test_beyond_the_lattice(implementation):
 
 @pytest.mark.parametrize("out", oracles.DTYPES)
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
-def test_values(dtype, out, implementation, rng):
+@pytest.mark.parametrize("precision", [100, 1024])
+def test_values(dtype, out, precision, implementation, rng):
     """jnp rounds the exact value once. The kernel adds in float32 (float64 for float64), with an
     error of one more unit in the last place of that.
     """
-    x = np.concatenate([rng.normal(size=100), rng.uniform(-260, 260, 50)]).astype(dtype)
-    y = crystallize(x, 100, dtype=out, implementation=implementation)
+    x = np.concatenate([rng.uniform(-0.01, 0.01, 50), rng.uniform(-2, 2, 50), rng.uniform(-260, 260, 50)]).astype(dtype)
+    y = crystallize(x, precision, dtype=out, implementation=implementation)
     assert y.dtype == out
-    a, b = coefficients(x, 100, implementation)
+    a, b = coefficients(x, precision, implementation)
     for number, *point in zip(oracles.real(y), np.asarray(a), np.asarray(b), strict=True):
         exact = oracles_lattice.Golden(*map(int, point)).value
         if implementation == "xla":
