@@ -5,13 +5,18 @@
 // kernels do, finds the part that was read last in the L2 cache.
 //
 // A measure F has the types T of the data, A of accumulation, M of the monoid, and
-//   int         kRows, the rows of columns that a thread has under way at a time
+//   int         kReads, packs that a thread has under way at a time
 //   Raw<V>      V elements as they came from memory
-//   Raw<V>      read<V>(int64_t first, int count) const     of which count <= V exist
-//   Channel     channel(int64_t partial, int64_t channel) const         what is known of a channel
-//   void        gather<R, V>(M&, const Raw<V> (&)[R], int e, const Channel&, valid) const
-//                 takes in element e of each Raw, or all elements for e < 0; valid(r, e)
-//   void        store(int64_t result, const M&) const
+//   Number      what it makes of one element
+//   Channel     what is known of a channel
+//   Turn        what it gathers of a channel from a few packs
+//   Raw<V>   read<V>(int64_t first) const
+//   void     unpack(const Raw<V>&, Number (&)[V]) const
+//   Channel  channel(int64_t partial, int64_t channel) const
+//   Turn     begin(const M&, const Number&) const     the number is one of those to come
+//   void     take(Turn&, const Number&, const Channel&) const
+//   void     end(M&, const Turn&, int n) const        n numbers were taken
+//   void     store(int64_t result, const M&) const
 #pragma once
 
 #include "row.cuh"
@@ -19,85 +24,115 @@
 namespace syntonic {
 
 constexpr int kChannelThreads = 256;
-constexpr int kChannelWarps = kChannelThreads / kWarp;
-// Loads of a thread under way at a time, of V elements out of the N that one may bring.
-template <int V, int N>
-constexpr int kPlaneLoads = V == N ? 4 : 8;
+
+// Takes in `left` packs of V elements that `next` reads one after the other: element e of each into
+// channel e, or all into the only one. Memory never waits for the arithmetic: a pack makes room for
+// another as soon as its numbers are taken.
+template <int R, int V, int E, class F, class Next>
+__device__ void take_in(const F& f, int left, Next next, const typename F::Channel (&channel)[E],
+                        typename F::M (&found)[E]) {
+  static_assert(E == 1 || E == V);
+  typename F::template Raw<V> raw[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (r < left) raw[r] = next();
+  }
+  for (; left > 0; left -= R) {
+    typename F::Turn turn[E];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (r >= left) continue;
+      typename F::Number x[V];
+      f.unpack(raw[r], x);
+#pragma unroll
+      for (int e = 0; r == 0 && e < E; ++e) turn[e] = f.begin(found[e], x[e]);
+#pragma unroll
+      for (int e = 0; e < V; ++e) f.take(turn[e % E], x[e], channel[e % E]);
+      if (R + r < left) raw[r] = next();
+    }
+#pragma unroll
+    for (int e = 0; e < E; ++e) f.end(found[e], turn[e], (left < R ? left : R) * V / E);
+  }
+}
 
 // How the work on a partial is spread.
 struct ChannelPlan {
   int64_t members;  // workers that share it
   int64_t fold;     // rows of channels put side by side, so that these are wide and aligned
+  int packs;        // of a tile of columns
 };
 
-// ---- channels last: [rows, channels], a warp on a row ----
+// ---- tiles of [outer, channels * inner], every thread on columns of its own ----
 
-// One block works on a tile of columns, those of `fold` rows of channels side by side, and on every
-// members-th group of such rows.
+// One block works on a tile of columns, some whole channels of `inner` columns each, of `fold` rows
+// side by side, and on every members-th group of such rows. Results are [.., fold * channels].
 template <class F>
 __global__ void __launch_bounds__(kChannelThreads, 2)
     reduce_columns(const F f, const Channels shape, const ChannelPlan plan,
                    typename F::M* entries) {
   using M = typename F::M;
   constexpr int N = kVector<typename F::T>;
-  constexpr int R = F::kRows;
-  constexpr int kTile = N * kWarp;
-  __shared__ M shared[kChannelWarps][kTile];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t width = shape.count * plan.fold;
-  const int64_t elements = shape.outer * shape.count;  // of a partial
-  const int64_t tiles = (width + kTile - 1) / kTile;
+  __shared__ M shared[N][kChannelThreads + 1];  // one more: other banks for another e
+  const int thread = static_cast<int>(threadIdx.x);
+  const int packs = plan.packs, rows_at_once = kChannelThreads / packs;
+  const int inner = static_cast<int>(shape.inner);
+  const int64_t row_width = shape.count * inner;
+  const int64_t width = row_width * plan.fold;
+  const int64_t elements = shape.outer * row_width;  // of a partial
+  const int64_t tiles = (width + packs * N - 1) / (packs * N);
   const int64_t unit = blockIdx.x / tiles;
   const int64_t partial = unit / plan.members;
-  const int64_t tile = blockIdx.x % tiles * kTile;
-  const int64_t column = tile + lane * N;
+  const int64_t tile = blockIdx.x % tiles * packs * N;
+  const int row_of_thread = thread / packs;
+  const int64_t column = tile + thread % packs * N;
+  const bool works = row_of_thread < rows_at_once && column < width;
   const int64_t rows = (elements + width - 1) / width;
-  const int64_t step = plan.members * kChannelWarps;
+  const int64_t step = plan.members * rows_at_once;
+  const int64_t turn = unit % plan.members * rows_at_once + row_of_thread;
 
   typename F::Channel channel[N];
 #pragma unroll
-  for (int e = 0; e < N; ++e) channel[e] = f.channel(partial, (column + e) % shape.count);
+  for (int e = 0; e < N; ++e) channel[e] = f.channel(partial, (column + e) % row_width / inner);
   M found[N] = {};
-  for (int64_t turn = unit % plan.members * kChannelWarps + warp; turn < rows; turn += R * step) {
-    typename F::template Raw<N> raw[R];
-    const int64_t last = rows - 1 - turn, start = last * width + column;
-    if (column < width && start + N <= elements && last >= (R - 1) * step) {
-      const int64_t first = partial * elements + start;
-#pragma unroll
-      for (int r = 0; r < R; ++r) raw[r] = f.template read<N>(first - r * step * width, N);
-#pragma unroll
-      for (int e = 0; e < N; ++e) {
-        f.template gather<R, N>(found[e], raw, e, channel[e], [](int, int) { return true; });
-      }
-      continue;
-    }
-    int count[R];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int64_t row = last - r * step, first = row * width + column;
-      const int64_t rest = row < 0 || column >= width ? 0 : elements - first;
-      count[r] = rest <= 0 ? 0 : rest < N ? static_cast<int>(rest) : N;
-      raw[r] = f.template read<N>(partial * elements + (count[r] ? first : 0), count[r]);
-    }
+  int left = works && turn < rows ? static_cast<int>((rows - turn + step - 1) / step) : 0;
+  int64_t place = (rows - 1 - turn) * width + column;
+  if (left > 0 && place + N > elements) {
+    // Only the last row may end early.
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      f.template gather<R, N>(found[e], raw, e, channel[e],
-                              [&](int r, int e) { return e < count[r]; });
+      const auto next = [&] { return f.template read<1>(partial * elements + place + e); };
+      const typename F::Channel known[1] = {channel[e]};
+      M one[1] = {};
+      take_in<1, 1>(f, place + e < elements, next, known, one);
+      found[e] = one[0];
     }
+    --left, place -= step * width;
   }
+  const auto next = [&] {
+    const int64_t first = partial * elements + place;
+    place -= step * width;
+    return f.template read<N>(first);
+  };
+  take_in<F::kReads, N>(f, left, next, channel, found);
 
 #pragma unroll
-  for (int e = 0; e < N; ++e) shared[warp][e * kWarp + lane] = found[e];
+  for (int e = 0; e < N; ++e) shared[e][thread] = found[e];
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kChannelThreads) {
-    if (tile + i >= width) continue;
-    const int place = i % N * kWarp + i / N;
-    M merged = shared[0][place];
-    for (int other = 1; other < kChannelWarps; ++other) {
-      merged = M::merge(merged, shared[other][place]);
+  // As many lanes of a warp on a channel as there are threads for it.
+  const int channels = packs * N / inner;
+  int lanes = 1;
+  while (lanes < kWarp && 2 * lanes * channels <= kChannelThreads) lanes *= 2;
+  for (int first = 0; first < channels; first += kChannelThreads / lanes) {
+    const int i = first + thread / lanes;
+    const int64_t result = tile / inner + i;
+    const bool exists = i < channels && result < shape.count * plan.fold;
+    M merged = {};
+    for (int j = thread % lanes; exists && j < rows_at_once * inner; j += lanes) {
+      const int place = i * inner + j % inner;
+      merged = M::merge(merged, shared[place % N][j / inner * packs + place / N]);
     }
-    entries[unit * width + tile + i] = merged;
+    merged = across_lanes(merged, lanes);
+    if (exists && thread % lanes == 0) entries[unit * shape.count * plan.fold + result] = merged;
   }
 }
 
@@ -108,10 +143,10 @@ template <class F, int V>
 __global__ void __launch_bounds__(kChannelThreads, 4)
     reduce_planes(const F f, const Channels shape, const ChannelPlan plan, typename F::M* entries) {
   using M = typename F::M;
-  constexpr int R = kPlaneLoads<V, kVector<typename F::T>>;
-  __shared__ Exchange<M> exchange;
+  constexpr int R = V == kVector<typename F::T> ? 4 : 8;
+  __shared__ Exchange<M, 1> exchange;
   const Team team(kChannelThreads);
-  Reducer<M> reduce(exchange, team);
+  Reducer<M, 1> reduce(exchange, team);
   const int64_t block = int64_t{gridDim.x} - 1 - blockIdx.x;
   const int64_t unit = block / shape.count, channel = block % shape.count;
   const int64_t partial = unit / plan.members, member = unit % plan.members;
@@ -121,48 +156,30 @@ __global__ void __launch_bounds__(kChannelThreads, 4)
   const int packs = static_cast<int>(shape.inner / V);
   const int64_t start = partial * shape.outer * row + channel * shape.inner;
   const int rows_of_step = kChannelThreads / packs, packs_of_step = kChannelThreads % packs;
-  const typename F::Channel known = f.channel(partial, channel);
 
   // The place of this thread, which moves on by as many packs as the block has threads.
   const int thread = static_cast<int>(threadIdx.x);
-  int64_t outer = begin + thread / packs;
   int pack = thread % packs;
-  int64_t place = start + outer * row + pack * V;
+  int64_t place = start + (begin + thread / packs) * row + pack * V;
   const int64_t step = rows_of_step * row + packs_of_step * V, wrap = row - packs * V;
-  const auto move_on = [&] {
-    outer += rows_of_step, pack += packs_of_step, place += step;
-    if (pack >= packs) pack -= packs, ++outer, place += wrap;
+  const auto next = [&] {
+    const int64_t first = place;
+    pack += packs_of_step, place += step;
+    if (pack >= packs) pack -= packs, place += wrap;
+    return f.template read<V>(first);
   };
-  const int64_t full =
-      end - (R - 1) * (rows_of_step + 1);  // places from below lead to R that exist
-  M found = {};
-  while (outer < end) {
-    typename F::template Raw<V> raw[R];
-    if (outer < full) {
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        raw[r] = f.template read<V>(place, V);
-        move_on();
-      }
-      f.template gather<R, V>(found, raw, -1, known, [](int, int) { return true; });
-      continue;
-    }
-    bool present[R];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      present[r] = outer < end;
-      raw[r] = f.template read<V>(present[r] ? place : 0, present[r] ? V : 0);
-      move_on();
-    }
-    f.template gather<R, V>(found, raw, -1, known, [&](int r, int) { return present[r]; });
-  }
-  found = reduce.all(found);
+  const int64_t rest = (end - begin) * packs - thread;
+  const int left = rest > 0 ? static_cast<int>((rest - 1) / kChannelThreads) + 1 : 0;
+  const typename F::Channel known[1] = {f.channel(partial, channel)};
+  M all[1] = {};
+  take_in<R, V>(f, left, next, known, all);
+  const M found = reduce.all(all[0]);
   if (threadIdx.x == 0) entries[unit * shape.count + channel] = found;
 }
 
 // ---- merging ----
 
-constexpr int kMergeChannels = 8;
+constexpr int kMergeChannels = 4;
 constexpr int kMergeLanes = kChannelThreads / kMergeChannels;  // threads that share a channel
 
 // entries[partial][rows][channels] -> one result for each channel of each partial.
@@ -200,6 +217,27 @@ inline int power_in(int64_t n, int most) {
   return power;
 }
 
+// Tiles of columns, if channels are narrow enough and every row of them begins a pack: N elements.
+template <int N>
+bool plan_columns(const Channels& shape, int64_t room, ChannelPlan& plan) {
+  const int64_t width = shape.count * shape.inner;
+  if (shape.inner == 1) {
+    constexpr int kTile = N * kWarp;
+    const int64_t whole = N / power_in(width, N);  // rows of channels that make whole packs
+    if (whole > room || (shape.partials > 1 && shape.outer * width % N != 0)) return false;
+    plan.packs = kWarp;
+    plan.fold = width < kTile ? kTile / power_in(width, kTile) : whole;
+    if (plan.fold > std::min(shape.outer, room)) plan.fold = whole;
+    return true;
+  }
+  int64_t channels = N / power_in(shape.inner, N);  // that make whole packs
+  const int64_t packs = channels * shape.inner / N;
+  if (width % N != 0 || packs > kChannelThreads) return false;
+  while (2 * channels * shape.inner / N <= kChannelThreads && channels < shape.count) channels *= 2;
+  plan.packs = static_cast<int>(channels * shape.inner / N);
+  return true;
+}
+
 // `vector` elements may be loaded at once, as far as the pointers are concerned.
 template <class F>
 Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vector, void* scratch,
@@ -212,19 +250,16 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
   const int64_t room =
       scratch_size * int64_t{sizeof(typename F::A)} / int64_t{sizeof(M)} / shape.results();
   if (room < 1) return cudaErrorInvalidValue;
-  const int64_t whole = N / power_in(shape.count, N);  // rows of channels that make whole packs
-  ChannelPlan plan = {1, 1};
+  ChannelPlan plan = {1, 1, 0};
   Status status;
-  if (shape.inner == 1 && vector == N && whole <= room &&
-      (shape.partials == 1 || shape.outer * shape.count % N == 0)) {
-    plan.fold = shape.count < kTile ? kTile / power_in(shape.count, kTile) : whole;
-    if (plan.fold > std::min(shape.outer, room)) plan.fold = whole;
-    const int64_t tiles = ceil_div(shape.count * plan.fold, kTile);
+  if (vector == N && plan_columns<N>(shape, room, plan)) {
+    const int64_t tiles =
+        ceil_div(shape.count * shape.inner * plan.fold, int64_t{plan.packs} * N);
     const int64_t rows = ceil_div(shape.outer, plan.fold);
     const int64_t resident = resident_blocks(Grid{0, kChannelThreads}, reduce_columns<F>);
-    plan.members =
-        std::max<int64_t>(1, std::min({resident / (shape.partials * tiles), room / plan.fold,
-                                       ceil_div(rows, kChannelWarps)}));
+    plan.members = std::max<int64_t>(
+        1, std::min({resident / (shape.partials * tiles), room / plan.fold,
+                     ceil_div(rows, int64_t{kChannelThreads / plan.packs})}));
     status = launch(stream, {shape.partials * plan.members * tiles, kChannelThreads},
                     reduce_columns<F>, f, shape, plan, entries);
   } else {

@@ -14,17 +14,17 @@ struct Elements<T, 1> {
   T one;
 };
 
-template <int V, class T>
-__device__ Elements<T, V> read_elements(const T* data, int64_t first, int count) {
+template <int V, Cache kCache, class T>
+__device__ Elements<T, V> read_elements(const T* data, int64_t first) {
   if constexpr (V == 1) {
-    return {count ? data[first] : T(0.0f)};
+    return {data[first]};
   } else {
-    return {load<T, V, Cache::keep>(data + first, Span{0, 1, count}, count == V)};
+    return {load<T, V, kCache>(data + first, Span{0, 1, V}, true)};
   }
 }
 
 template <class T, int V, class A>
-__device__ void unpack(const Elements<T, V>& elements, A (&x)[V]) {
+__device__ void unpack_elements(const Elements<T, V>& elements, A (&x)[V]) {
   if constexpr (V == 1) {
     x[0] = static_cast<A>(elements.one);
   } else {
@@ -37,8 +37,14 @@ struct MomentsOf {
   using T = U;
   using A = Acc<T>;
   using M = Moments<A>;
+  using Number = A;
   struct Channel {};
-  static constexpr int kRows = 8;
+  struct Turn {  // sums about a number that is near
+    A about;
+    A sum;
+    A squares;
+  };
+  static constexpr int kReads = 8;
   template <int V>
   using Raw = Elements<T, V>;
 
@@ -51,38 +57,29 @@ struct MomentsOf {
   A epsilon;
 
   template <int V>
-  __device__ Raw<V> read(int64_t first, int count) const {
-    return read_elements<V>(x, first, count);
+  __device__ Raw<V> read(int64_t first) const {
+    return read_elements<V, Cache::passing>(x, first);
+  }
+  template <int V>
+  __device__ void unpack(const Raw<V>& raw, A (&numbers)[V]) const {
+    unpack_elements(raw, numbers);
   }
 
   __device__ Channel channel(int64_t, int64_t) const { return {}; }
 
-  template <int R, int V, class Valid>
-  __device__ void gather(M& moments, const Raw<V> (&raw)[R], int e, const Channel&,
-                         Valid valid) const {
-    A all[R][V];
-#pragma unroll
-    for (int r = 0; r < R; ++r) unpack(raw[r], all[r]);
-    const auto chosen = [&](int r, int i) { return (e < 0 || i == e) && valid(r, i); };
-    if (moments.count == A(0)) {
-      moments = moments_of(all, chosen);
-      return;
-    }
-    const A about = moments.mean();
-    int n = 0;
-    A sum = 0, squares = 0;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        if (!chosen(r, i)) continue;
-        const A deviation = all[r][i] - about;
-        sum += deviation;
-        squares += deviation * deviation;
-        ++n;
-      }
-    }
-    moments.extend(static_cast<A>(n), sum, squares);
+  // About the mean so far, or about one of the first numbers: of those, no more cancels than there
+  // are of them.
+  __device__ Turn begin(const M& moments, A first) const {
+    return {moments.count == A(0) ? first : moments.mean(), 0, 0};
+  }
+  __device__ void take(Turn& turn, A number, const Channel&) const {
+    const A deviation = number - turn.about;
+    turn.sum += deviation;
+    turn.squares += deviation * deviation;
+  }
+  __device__ void end(M& moments, const Turn& turn, int n) const {
+    if (moments.count == A(0)) moments.pivot = turn.about;
+    moments.extend(static_cast<A>(n), turn.sum, turn.squares);
   }
 
   __device__ void store(int64_t i, const M& moments) const {
@@ -103,7 +100,12 @@ struct SumsOf {
     A mean;
     A low;
   };
-  static constexpr int kRows = 4;
+  struct Number {
+    A x;
+    A ct;
+  };
+  using Turn = M;
+  static constexpr int kReads = 4;
   template <int V>
   struct Raw {
     Elements<T, V> x;
@@ -120,8 +122,16 @@ struct SumsOf {
   int64_t channels;
 
   template <int V>
-  __device__ Raw<V> read(int64_t first, int count) const {
-    return {read_elements<V>(x, first, count), read_elements<V>(ct, first, count)};
+  __device__ Raw<V> read(int64_t first) const {
+    return {read_elements<V, Cache::keep>(x, first), read_elements<V, Cache::keep>(ct, first)};
+  }
+  template <int V>
+  __device__ void unpack(const Raw<V>& raw, Number (&numbers)[V]) const {
+    A xs[V], cts[V];
+    unpack_elements(raw.x, xs);
+    unpack_elements(raw.ct, cts);
+#pragma unroll
+    for (int e = 0; e < V; ++e) numbers[e] = {xs[e], cts[e]};
   }
 
   __device__ Channel channel(int64_t partial, int64_t channel) const {
@@ -129,22 +139,12 @@ struct SumsOf {
     return {mean[i], low[i]};
   }
 
-  template <int R, int V, class Valid>
-  __device__ void gather(M& sums, const Raw<V> (&raw)[R], int e, const Channel& of,
-                         Valid valid) const {
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      A xs[V], cts[V];
-      unpack(raw[r].x, xs);
-      unpack(raw[r].ct, cts);
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        if ((e >= 0 && i != e) || !valid(r, i)) continue;
-        sums.first += cts[i];
-        sums.second += ((xs[i] - of.mean) - of.low) * cts[i];
-      }
-    }
+  __device__ Turn begin(const M& sums, const Number&) const { return sums; }
+  __device__ void take(Turn& sums, const Number& number, const Channel& of) const {
+    sums.first += number.ct;
+    sums.second += ((number.x - of.mean) - of.low) * number.ct;
   }
+  __device__ void end(M& sums, const Turn& turn, int) const { sums = turn; }
 
   __device__ void store(int64_t i, const M& sums) const {
     sum[i] = sums.first;

@@ -161,8 +161,9 @@ __device__ Span span(bool vector, int index, int size, int rank, int end) {
 
 // How data passes the caches, chosen by measurement. Read once: past the L1 cache, which is left to
 // the parameters; pays where a row of those is large. Written once: first to leave the L2 cache;
-// pays beside reads by copies in the background. Elsewhere both cost more than they save.
-enum class Cache { once, keep };
+// pays beside reads by copies in the background. Elsewhere both cost more than they save. Passing:
+// the first to leave the L2 cache too, where an array is read from one end to the other.
+enum class Cache { once, keep, passing };
 
 template <Cache kCache, int kWords>
 __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
@@ -175,6 +176,16 @@ __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
         asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
             : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
             : "l"(source));
+        continue;
+      }
+#endif
+#if __CUDA_ARCH__ >= 800
+      if constexpr (kCache == Cache::passing) {
+        uint64_t policy;
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+        asm("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+            : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
+            : "l"(source), "l"(policy));
         continue;
       }
 #endif

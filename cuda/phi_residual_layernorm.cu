@@ -85,29 +85,28 @@ __device__ int64_t parameter_row(const Arguments<T>& a, int64_t row) {
   return a.group_rows == 0 || row >= a.rows ? 0 : row / a.group_rows * a.width;
 }
 
-// Scale and bias are loaded one after the other, and no sooner than they are needed: registers are
-// what keeps more rows from being on their way.
+// Of these elements; 1 without a scale.
+template <class T>
+__device__ void load_scale(const Arguments<T>& a, int64_t parameters, const Span& at, bool vector,
+                           Acc<T> (&scale)[kVector<T>]) {
+#pragma unroll
+  for (int e = 0; e < kVector<T>; ++e) scale[e] = 1;
+  if (a.scale) load_parameter(a.scale + parameters, at, vector, scale);
+}
+
 template <class T>
 __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t parameters,
                                  const Span& at, bool vector, const RowPack<T>& z, Acc<T> mean,
-                                 Acc<T> rstd) {
+                                 Acc<T> rstd, const Acc<T> (&scale)[kVector<T>]) {
   constexpr int N = kVector<T>;
-  Acc<T> y[N], parameter[N];
+  Acc<T> y[N], bias[N];
   unpack(z, y);
 #pragma unroll
-  for (int e = 0; e < N; ++e) y[e] = (y[e] - mean) * rstd;
-  if (a.scale) {
-    load_parameter(a.scale + parameters, at, vector, parameter);
-#pragma unroll
-    for (int e = 0; e < N; ++e) y[e] *= parameter[e] * a.scale_factor;
-  } else {
-#pragma unroll
-    for (int e = 0; e < N; ++e) y[e] *= a.scale_factor;
-  }
+  for (int e = 0; e < N; ++e) y[e] = (y[e] - mean) * rstd * (scale[e] * a.scale_factor);
   if (a.bias) {
-    load_parameter(a.bias + parameters, at, vector, parameter);
+    load_parameter(a.bias + parameters, at, vector, bias);
 #pragma unroll
-    for (int e = 0; e < N; ++e) y[e] += parameter[e];
+    for (int e = 0; e < N; ++e) y[e] += bias[e];
   }
   store_any(a.y, start, at, vector, y);
 }
@@ -127,9 +126,9 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr bool kShifted = !kAligned && K > 2;  // narrow rows are mostly edges
-  __shared__ Exchange<Moments<A>> shared;
+  __shared__ Exchange<Moments<A>, kMaxCluster> shared;
   const Team team(a.team);
-  Reducer<Moments<A>> reduce(shared, team);
+  Reducer<Moments<A>, kMaxCluster> reduce(shared, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
   int64_t start = row * a.width;
   int begin = 0, end = row < a.rows ? static_cast<int>(a.width) : 0;  // an idle team: an empty row
@@ -151,6 +150,9 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       z[k] = load<T, N, cache>(a.identity + start, at(k), kAligned);
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
       residual[k] = {};
       if (a.residual) residual[k] = load<T, N, cache>(a.residual + start, at(k), kAligned);
     }
@@ -171,13 +173,19 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
     unpack(z[k], x[k]);
   }
   const auto valid = [&](int k, int e) { return at(k).holds(kAligned ? 0 : e); };
-  const Moments<A> moments = reduce.all(moments_of(x, valid));
+  reduce.post(moments_of(x, valid));
+  // Parameters are loaded one after the other, and no sooner than they are needed: registers are
+  // what keeps more rows from being on their way. Only the first need not be waited for.
+  const int64_t parameters = parameter_row(a, row) - begin;
+  A scale[N];
+  load_scale(a, parameters, at(0), kAligned, scale);
+  const Moments<A> moments = reduce.collect();
   const A rstd = reciprocal_deviation(a, moments);
   store_statistics(a, team, row, moments.mean(), rstd);
-  const int64_t parameters = parameter_row(a, row) - begin;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean(), rstd);
+    if (k > 0) load_scale(a, parameters, at(k), kAligned, scale);
+    store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean(), rstd, scale);
   }
 }
 
@@ -187,9 +195,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     normalise_stream(const Arguments<T> a, bool aligned) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
-  __shared__ Exchange<Moments<A>> shared;
+  __shared__ Exchange<Moments<A>, kMaxCluster> shared;
   const Team team(a.team);
-  Reducer<Moments<A>> reduce(shared, team);
+  Reducer<Moments<A>, kMaxCluster> reduce(shared, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks;
   const int64_t start = row * a.width;
   const int stretch = N * team.size;
@@ -222,7 +230,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     const Span at = span_at(offset);
     const RowPack<T> z = sum_at(offset, at);
     if (a.z) store(a.z + start + offset, at, aligned, z);
-    store_normalised(a, start + offset, parameters + offset, at, aligned, z, moments.mean(), rstd);
+    A scale[N];
+    load_scale(a, parameters + offset, at, aligned, scale);
+    store_normalised(a, start + offset, parameters + offset, at, aligned, z, moments.mean(), rstd,
+                     scale);
   }
 }
 

@@ -160,23 +160,24 @@ __device__ M across_lanes(M value, int lanes, int first = 1) {
 
 // What the warps of a block, and of its cluster, leave for each other. Two halves take turns, each
 // with a barrier: a warp may enter the next reduction while a slower one still reads the results of
-// this one, but not the one after.
-template <class M>
+// this one, but not the one after. Room for as many blocks as a cluster may have, and no more: what
+// shared memory takes, the L1 cache has not.
+template <class M, int kBlocks = kLargeCluster>
 struct Exchange {
   struct Entry {
     uint32_t word[sizeof(M) / 4];
   };
-  Entry entry[2][kLargeCluster][kMaxWarps];
+  Entry entry[2][kBlocks][kMaxWarps];
   Barrier barrier[2];
 };
 
 // A reduction in two halves: between `post` and `collect` a thread may do other work while slower
 // warps, or other blocks of the cluster, catch up. All threads of the block (of the cluster) must
 // call each of them together, and collect whatever they posted.
-template <class M>
+template <class M, int kBlocks = kLargeCluster>
 class Reducer {
  public:
-  __device__ Reducer(Exchange<M>& shared, const Team& team) : shared_(shared), team_(team) {
+  __device__ Reducer(Exchange<M, kBlocks>& shared, const Team& team) : shared_(shared), team_(team) {
     if (team.size <= kWarp) return;
     if (threadIdx.x == 0) {
       // Of a cluster only one thread arrives, and announces what the warps of all blocks will send.
@@ -236,7 +237,7 @@ class Reducer {
   }
 
  private:
-  using Entry = typename Exchange<M>::Entry;
+  using Entry = typename Exchange<M, kBlocks>::Entry;
 
   __device__ static Entry words(const M& value) {
     Entry entry;
@@ -247,7 +248,7 @@ class Reducer {
     return entry;
   }
 
-  Exchange<M>& shared_;
+  Exchange<M, kBlocks>& shared_;
   const Team& team_;
   M own_ = {};
   unsigned turn_ = 0;
