@@ -25,47 +25,57 @@ namespace syntonic {
 
 constexpr int kChannelThreads = 256;
 
-// Takes in `left` packs of V elements that `next` reads one after the other: element e of each into
-// channel e, or all into the only one. Memory never waits for the arithmetic: a pack makes room for
-// another as soon as its numbers are taken.
+// Takes in the numbers of the first n packs: element e of each into channel e, or all into the only
+// one.
+template <bool kAll, int R, int V, int E, class F>
+__device__ void take_packs(const F& f, const typename F::template Raw<V> (&raw)[R], int n,
+                           const typename F::Channel (&channel)[E], typename F::M (&found)[E]) {
+  static_assert(E == 1 || E == V);
+  typename F::Turn turn[E];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (!kAll && r >= n) continue;
+    typename F::Number x[V];
+    f.unpack(raw[r], x);
+#pragma unroll
+    for (int e = 0; r == 0 && e < E; ++e) turn[e] = f.begin(found[e], x[e]);
+#pragma unroll
+    for (int e = 0; e < V; ++e) f.take(turn[e % E], x[e], channel[e % E]);
+  }
+#pragma unroll
+  for (int e = 0; e < E; ++e) f.end(found[e], turn[e], (kAll ? R : n) * V / E);
+}
+
+// All of `left` packs that `next` reads one after the other, R of them under way at a time.
 template <int R, int V, int E, class F, class Next>
 __device__ void take_in(const F& f, int left, Next next, const typename F::Channel (&channel)[E],
                         typename F::M (&found)[E]) {
-  static_assert(E == 1 || E == V);
   typename F::template Raw<V> raw[R];
+  for (; left >= R; left -= R) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) raw[r] = next();
+    take_packs<true, R, V>(f, raw, R, channel, found);
+  }
+  if (left <= 0) return;
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     if (r < left) raw[r] = next();
   }
-  for (; left > 0; left -= R) {
-    typename F::Turn turn[E];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (r >= left) continue;
-      typename F::Number x[V];
-      f.unpack(raw[r], x);
-#pragma unroll
-      for (int e = 0; r == 0 && e < E; ++e) turn[e] = f.begin(found[e], x[e]);
-#pragma unroll
-      for (int e = 0; e < V; ++e) f.take(turn[e % E], x[e], channel[e % E]);
-      if (R + r < left) raw[r] = next();
-    }
-#pragma unroll
-    for (int e = 0; e < E; ++e) f.end(found[e], turn[e], (left < R ? left : R) * V / E);
-  }
+  take_packs<false, R, V>(f, raw, left, channel, found);
 }
 
 // How the work on a partial is spread.
 struct ChannelPlan {
-  int64_t members;  // workers that share it
-  int64_t fold;     // rows of channels put side by side, so that these are wide and aligned
-  int packs;        // of a tile of columns
+  int64_t members = 1;  // workers that share it
+  int64_t fold = 1;     // rows of channels put side by side, so that these are wide and aligned
+  int packs = 0;        // of a tile
 };
 
 // ---- tiles of [outer, channels * inner], every thread on columns of its own ----
 
 // One block works on a tile of columns, some whole channels of `inner` columns each, of `fold` rows
-// side by side, and on every members-th group of such rows. Results are [.., fold * channels].
+// side by side, and on every members-th group of such rows. It leaves [partial, member, row of the
+// fold, channel].
 template <class F>
 __global__ void __launch_bounds__(kChannelThreads, 2)
     reduce_columns(const F f, const Channels shape, const ChannelPlan plan,
@@ -115,24 +125,34 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
   };
   take_in<F::kReads, N>(f, left, next, channel, found);
 
+  // Where a pack is of one channel, so is what was found of it.
+  const int pieces = inner % N == 0 ? 1 : N;
 #pragma unroll
-  for (int e = 0; e < N; ++e) shared[e][thread] = found[e];
+  for (int e = 1; e < N; ++e) {
+    if (pieces == 1) found[0] = M::merge(found[0], found[e]);
+  }
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (e < pieces) shared[e][thread] = found[e];
+  }
   __syncthreads();
   // As many lanes of a warp on a channel as there are threads for it.
-  const int channels = packs * N / inner;
+  const int channels = packs * N / inner, pieces_of_channel = inner * pieces / N;
+  const int64_t results = width / inner;
   int lanes = 1;
   while (lanes < kWarp && 2 * lanes * channels <= kChannelThreads) lanes *= 2;
   for (int first = 0; first < channels; first += kChannelThreads / lanes) {
     const int i = first + thread / lanes;
     const int64_t result = tile / inner + i;
-    const bool exists = i < channels && result < shape.count * plan.fold;
+    const bool exists = i < channels && result < results;
     M merged = {};
-    for (int j = thread % lanes; exists && j < rows_at_once * inner; j += lanes) {
-      const int place = i * inner + j % inner;
-      merged = M::merge(merged, shared[place % N][j / inner * packs + place / N]);
+    for (int j = thread % lanes; exists && j < rows_at_once * pieces_of_channel; j += lanes) {
+      const int place = i * pieces_of_channel + j % pieces_of_channel;
+      const int row = j / pieces_of_channel;
+      merged = M::merge(merged, shared[place % pieces][row * packs + place / pieces]);
     }
     merged = across_lanes(merged, lanes);
-    if (exists && thread % lanes == 0) entries[unit * shape.count * plan.fold + result] = merged;
+    if (exists && thread % lanes == 0) entries[unit * results + result] = merged;
   }
 }
 
@@ -143,7 +163,7 @@ template <class F, int V>
 __global__ void __launch_bounds__(kChannelThreads, 4)
     reduce_planes(const F f, const Channels shape, const ChannelPlan plan, typename F::M* entries) {
   using M = typename F::M;
-  constexpr int R = V == kVector<typename F::T> ? 4 : 8;
+  constexpr int R = V == kVector<typename F::T> ? F::kReads : 8;
   __shared__ Exchange<M, 1> exchange;
   const Team team(kChannelThreads);
   Reducer<M, 1> reduce(exchange, team);
@@ -217,25 +237,39 @@ inline int power_in(int64_t n, int most) {
   return power;
 }
 
-// Tiles of columns, if channels are narrow enough and every row of them begins a pack: N elements.
+// Tiles of columns, if every row of channels begins a pack of N elements and channels are narrow
+// enough. Otherwise there are no packs.
 template <int N>
-bool plan_columns(const Channels& shape, int64_t room, ChannelPlan& plan) {
+ChannelPlan plan_columns(const Channels& shape, int64_t room) {
+  ChannelPlan plan;
   const int64_t width = shape.count * shape.inner;
   if (shape.inner == 1) {
     constexpr int kTile = N * kWarp;
     const int64_t whole = N / power_in(width, N);  // rows of channels that make whole packs
-    if (whole > room || (shape.partials > 1 && shape.outer * width % N != 0)) return false;
+    if (whole > room || (shape.partials > 1 && shape.outer * width % N != 0)) return {};
     plan.packs = kWarp;
     plan.fold = width < kTile ? kTile / power_in(width, kTile) : whole;
     if (plan.fold > std::min(shape.outer, room)) plan.fold = whole;
-    return true;
+    return plan;
   }
   int64_t channels = N / power_in(shape.inner, N);  // that make whole packs
-  const int64_t packs = channels * shape.inner / N;
-  if (width % N != 0 || packs > kChannelThreads) return false;
+  if (width % N != 0 || channels * shape.inner / N > kChannelThreads) return {};
   while (2 * channels * shape.inner / N <= kChannelThreads && channels < shape.count) channels *= 2;
   plan.packs = static_cast<int>(channels * shape.inner / N);
-  return true;
+  return plan;
+}
+
+// How many members leave the fewest blocks without work while the last ones are at theirs.
+inline int64_t even_members(int64_t tiles, int64_t resident) {
+  const int64_t least = std::max<int64_t>(1, resident / tiles);
+  int64_t best = least;
+  double busiest = 0;
+  for (int64_t members = least; members < least + 4; ++members) {
+    const int64_t blocks = tiles * members;
+    const double busy = double(blocks) / double(ceil_div(blocks, resident) * resident);
+    if (busy > busiest + 0.02) best = members, busiest = busy;
+  }
+  return best;
 }
 
 // `vector` elements may be loaded at once, as far as the pointers are concerned.
@@ -244,21 +278,21 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
                        int64_t scratch_size) {
   using M = typename F::M;
   constexpr int N = kVector<typename F::T>;
-  constexpr int kTile = N * kWarp;
   M* entries = static_cast<M*>(scratch);
   // Entries that there is room for, for each channel of a partial.
   const int64_t room =
       scratch_size * int64_t{sizeof(typename F::A)} / int64_t{sizeof(M)} / shape.results();
   if (room < 1) return cudaErrorInvalidValue;
-  ChannelPlan plan = {1, 1, 0};
+  ChannelPlan plan = vector == N ? plan_columns<N>(shape, room) : ChannelPlan{};
   Status status;
-  if (vector == N && plan_columns<N>(shape, room, plan)) {
-    const int64_t tiles =
-        ceil_div(shape.count * shape.inner * plan.fold, int64_t{plan.packs} * N);
+  if (plan.packs > 0) {
+    const int64_t width = shape.count * shape.inner * plan.fold;
+    const int64_t tiles = ceil_div(width, int64_t{plan.packs} * N);
     const int64_t rows = ceil_div(shape.outer, plan.fold);
     const int64_t resident = resident_blocks(Grid{0, kChannelThreads}, reduce_columns<F>);
     plan.members = std::max<int64_t>(
-        1, std::min({resident / (shape.partials * tiles), room / plan.fold,
+        1, std::min({even_members(shape.partials * tiles, resident),
+                     room / plan.fold,
                      ceil_div(rows, int64_t{kChannelThreads / plan.packs})}));
     status = launch(stream, {shape.partials * plan.members * tiles, kChannelThreads},
                     reduce_columns<F>, f, shape, plan, entries);

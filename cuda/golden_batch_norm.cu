@@ -49,12 +49,18 @@ struct MomentsOf {
   using Raw = Elements<T, V>;
 
   const T* x;
+  const A* scale;
+  const A* bias;
   A* mean;
   A* low;
   A* var;
-  A* rstd;
+  A* slope;
+  A* shift;
   A count;  // elements of a channel
+  int64_t results_per_group;
+  int64_t channels;
   A epsilon;
+  A scale_factor;
 
   template <int V>
   __device__ Raw<V> read(int64_t first) const {
@@ -83,11 +89,15 @@ struct MomentsOf {
   }
 
   __device__ void store(int64_t i, const M& moments) const {
-    const A rounded = moments.mean(), variance = moments.m2 / count;
+    const int64_t parameter = i / results_per_group * channels + i % channels;
+    const A rounded = moments.mean(), rest = (moments.pivot - rounded) + moments.offset;
+    const A variance = moments.m2 / count, rstd = A(1) / sqrt(variance + epsilon);
+    const A steepness = scale_factor * rstd * (scale ? scale[parameter] : A(1));
     mean[i] = rounded;
-    low[i] = (moments.pivot - rounded) + moments.offset;
+    low[i] = rest;
     var[i] = variance;
-    rstd[i] = A(1) / sqrt(variance + epsilon);
+    slope[i] = steepness;
+    shift[i] = (bias ? bias[parameter] : A(0)) - steepness * rest;
   }
 };
 
@@ -184,10 +194,20 @@ Status golden_batch_norm_moments(Stream stream, const GoldenBatchNormMoments& ca
     using T = typename decltype(type)::type;
     using A = Acc<T>;
     const MomentsOf<T> moments = {
-        static_cast<const T*>(call.x), static_cast<A*>(call.mean),
-        static_cast<A*>(call.low),     static_cast<A*>(call.var),
-        static_cast<A*>(call.rstd),    static_cast<A>(call.channels.outer * call.channels.inner),
-        static_cast<A>(call.epsilon)};
+        static_cast<const T*>(call.x),
+        static_cast<const A*>(call.scale),
+        static_cast<const A*>(call.bias),
+        static_cast<A*>(call.mean),
+        static_cast<A*>(call.low),
+        static_cast<A*>(call.var),
+        static_cast<A*>(call.slope),
+        static_cast<A*>(call.shift),
+        static_cast<A>(call.channels.outer * call.channels.inner),
+        call.channels.results() / call.groups,
+        call.channels.count,
+        static_cast<A>(call.epsilon),
+        static_cast<A>(call.scale_factor),
+    };
     return reduce_channels(stream, moments, call.channels, vector_of(moments.x), call.scratch,
                            call.scratch_size);
   });

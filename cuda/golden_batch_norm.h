@@ -10,16 +10,21 @@ namespace syntonic {
 //
 // The mean is mean + low: near 10^4 the rounding of a single number would show in the deviations.
 struct GoldenBatchNormMoments {
-  const void* x;  // dtype, channels
-  void* mean;     // acc
-  void* low;      // acc: what rounding took from the mean
-  void* var;      // acc
-  void* rstd;     // acc: 1 / sqrt(var + epsilon)
-  void* scratch;  // acc, scratch_size elements: what the workers find, before it is merged
+  const void* x;      // dtype, channels
+  const void* scale;  // acc, one row of channels per group; null: 1
+  const void* bias;   // acc, likewise; null: 0
+  void* mean;         // acc
+  void* low;          // acc: what rounding took from the mean
+  void* var;          // acc
+  void* slope;        // acc: scale * scale_factor / sqrt(var + epsilon)
+  void* shift;        // acc: bias - slope * low, so that y = slope * (x - mean) + shift
+  void* scratch;      // acc, scratch_size elements: what the workers find, before it is merged
   int64_t scratch_size;
   DType dtype;
   Channels channels;
+  int64_t groups;
   double epsilon;
+  double scale_factor;
 };
 // Elements of scratch memory for each result: no less is enough, more lets more workers share a
 // channel.

@@ -24,21 +24,25 @@ template <bool kPlain, class T>
 __global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
     cross_entropy_rows(const Arguments<T> a, bool vector) {
   using A = Acc<T>;
-  __shared__ Exchange<MaxSum<A>> exchange;
+  __shared__ Exchange<MaxSum<A>, 1> exchange;
   const Team team(a.team);
-  Reducer<MaxSum<A>> reduce(exchange, team);
+  Reducer<MaxSum<A>, 1> reduce(exchange, team);
   const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
   const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<kPlain, T> logits(a.logits, of, row < a.rows ? row / a.group_rows : 0, a.width);
-  const MaxSum<A> total = reduce.all(logits.max_sum(team));
-  if (team.rank != 0 || row >= a.rows) return;
-  const int label = a.labels[row];
+  // What one thread reads apart is on its way while all read the row, and while they meet.
+  const bool writes = team.rank == 0 && row < a.rows;
+  const int label = writes ? a.labels[row] : -1;
+  const MaxSum<A> own = logits.max_sum(team);
+  bool present;
+  const bool counts = writes && label_counts(a.logits, row, a.width, label);
+  const A chosen = counts ? logit_at(a.logits, logits.scale, logits.row, label, present) : A(0);
+  const MaxSum<A> total = reduce.all(own);
+  if (!writes) return;
   const A log_sum = log(total.sum);
   if (total.sum == A(0)) {
     a.loss[row] = A(0);  // nothing counts
-  } else if (label_counts(a.logits, row, a.width, label)) {
-    bool present;
-    const A chosen = logit_at(a.logits, logits.scale, logits.row, label, present);
+  } else if (counts) {
     a.loss[row] = (total.max - chosen) + log_sum;
   } else {
     a.loss[row] = label < 0 || label >= a.width ? kNaN<A> : kInfinity<A>;

@@ -44,9 +44,10 @@ CALLS = {
         {"scale_factor": 1.0, "operands": 1, "results": 7},
     ),
     "golden_batch_norm_moments": (
-        {"x": PLANES},
-        {"mean": PARTS, "low": PARTS, "var": PARTS, "rstd": PARTS, "scratch": floats(48)},
-        {"epsilon": 1e-5},
+        {"x": PLANES, "scale": floats(1, 4), "bias": floats(1, 4)},
+        {"mean": PARTS, "low": PARTS, "var": PARTS, "slope": PARTS, "shift": PARTS}
+        | {"scratch": floats(48)},
+        {"epsilon": 1e-5, "scale_factor": 1.0, "operands": 3},
     ),
     "golden_batch_norm_sums": (
         {"x": PLANES, "mean": floats(1, 4), "low": floats(1, 4), "ct": PLANES},
@@ -249,7 +250,12 @@ WRONG = [
         r"low must have the shape \(3, 4\) of mean",
     ),
     ("golden_batch_norm_moments", {"var": floats(12)}, r"var must have the shape \(3, 4\) of mean"),
-    ("golden_batch_norm_moments", {"rstd": floats(2, 4)}, r"rstd must have the shape \(3, 4\)"),
+    ("golden_batch_norm_moments", {"slope": floats(2, 4)}, r"slope must have the shape \(3, 4\)"),
+    ("golden_batch_norm_moments", {"scale": floats(2, 4)}, "scale has 2 rows, of which the 3 rows"),
+    ("golden_batch_norm_moments", {"bias": floats(3, 4)}, r"bias must have the shape \(1, 4\)"),
+    ("golden_batch_norm_moments", {"bias": HALF_SUMS}, "bias must be float32, got float16"),
+    ("golden_batch_norm_moments", {"operands": 4}, r"operands must lie in 0\.\.3, got 4"),
+    ("golden_batch_norm_moments", {"scale_factor": float("inf")}, "scale_factor must be finite"),
     ("golden_batch_norm_moments", {"var": HALF_SUMS}, "var must be float32, got float16"),
     ("golden_batch_norm_moments", {"scratch": floats(47)}, "scratch must have at least 48"),
     ("golden_batch_norm_moments", {"scratch": None}, "result scratch is missing"),

@@ -20,37 +20,66 @@ Channels channels_of(Call& call, const Array& x, const Array& result) {
   return {partials, rows / partials, count, inner};
 }
 
+// In how many groups `partials` rows of channels come, as many as the parameter has rows.
+int64_t groups_of(Call& call, const Array& parameter, const Channels& channels,
+                  const Array& result) {
+  const int64_t groups = call.rows_of(parameter, channels.count);
+  call.require(groups > 0 && Call::divides(groups, channels.partials), parameter.name, " has ",
+               groups, " rows, of which the ", channels.partials, " rows of ", result.name,
+               " are no multiple");
+  return groups;
+}
+
+// Bits of the attribute `operands`.
+constexpr int32_t kScale = 1;
+constexpr int32_t kBias = 2;
+
 ffi::Error run_moments(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                       double epsilon) {
+                       double epsilon, double scale_factor, int32_t given) {
   Call call("syntonic_golden_batch_norm_moments", operands, results);
   call.finite("epsilon", epsilon);
+  call.finite("scale_factor", scale_factor);
   call.require(epsilon >= 0, "attribute epsilon must not be negative, got ", epsilon);
+  call.in_range("operands", given, 0, 3);
   const Array x = call.operand("x");
+  const Array scale = call.operand_if(given & kScale, "scale");
+  const Array bias = call.operand_if(given & kBias, "bias");
   const Array mean = call.result("mean");
   const Array low = call.result("low");
   const Array var = call.result("var");
-  const Array rstd = call.result("rstd");
+  const Array slope = call.result("slope");
+  const Array shift = call.result("shift");
   const Array scratch = call.result("scratch");
-  for (const Array& array : {mean, low, var, rstd, scratch}) {
+  for (const Array& array : {scale, bias, mean, low, var, slope, shift, scratch}) {
     call.has_dtype(array, accumulation(x.dtype));
   }
-  for (const Array& array : {low, var, rstd}) call.has_shape_of(array, mean);
+  for (const Array& array : {low, var, slope, shift}) call.has_shape_of(array, mean);
   const Channels channels = channels_of(call, x, mean);
+  int64_t groups = 1;
+  for (const Array& array : {scale, bias}) {
+    if (array.present()) groups = groups_of(call, array, channels, mean);
+  }
+  if (scale.present()) call.has_shape_of(bias, scale);
   call.require(scratch.count >= kMomentsScratch * channels.results(), "scratch must have at least ",
                kMomentsScratch * channels.results(), " elements, got ", scratch.dims);
   const GoldenBatchNormMoments arguments{
       .x = x.data,
+      .scale = scale.data,
+      .bias = bias.data,
       .mean = mean.data,
       .low = low.data,
       .var = var.data,
-      .rstd = rstd.data,
+      .slope = slope.data,
+      .shift = shift.data,
       .scratch = scratch.data,
       .scratch_size = scratch.count,
       .dtype = x.dtype,
       .channels = channels,
+      .groups = groups,
       .epsilon = epsilon,
+      .scale_factor = scale_factor,
   };
-  return call.launch(stream, channels.elements(), {mean, low, var, rstd},
+  return call.launch(stream, channels.elements(), {mean, low, var, slope, shift},
                      [&] { return golden_batch_norm_moments(stream, arguments); });
 }
 
@@ -73,9 +102,7 @@ ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRe
   call.has_shape_of(product, sum);
   call.has_shape_of(low, mean);
   const Channels channels = channels_of(call, x, sum);
-  const int64_t groups = call.rows_of(mean, channels.count);
-  call.require(groups > 0 && Call::divides(groups, channels.partials), "mean has ", groups,
-               " rows, of which the ", channels.partials, " rows of sum are no multiple");
+  const int64_t groups = groups_of(call, mean, channels, sum);
   call.require(scratch.count >= kSumsScratch * channels.results(), "scratch must have at least ",
                kSumsScratch * channels.results(), " elements, got ", scratch.dims);
   const GoldenBatchNormSums arguments{
@@ -96,7 +123,11 @@ ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRe
                      [&] { return golden_batch_norm_sums(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments, execute().Attr<double>("epsilon"),
+XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments,
+                       execute()
+                           .Attr<double>("epsilon")
+                           .Attr<double>("scale_factor")
+                           .Attr<int32_t>("operands"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunSums, run_sums, execute(), {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_batch_norm>, initialize_by_operand());

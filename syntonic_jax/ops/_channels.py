@@ -23,40 +23,54 @@ Block = tuple[int, int]
 # ------------------------------------------------------------------------------- operations
 
 
-def apply(x, mean, low, rstd, scale, bias, scale_factor, dtype, block: Block) -> Any:
-    """scale · scale_factor · rstd · (x − mean − low) + bias, rounded once; scale, bias or None.
+def apply(x, mean, factors, shift, dtype, block: Block) -> Any:
+    """(x − mean) · factors + shift, rounded once; shift may be None.
 
-    The factors are multiplied element by element: for their product along the channels XLA would
-    launch a kernel of its own.
+    Several factors are multiplied element by element: for their product along the channels XLA
+    would launch a kernel of its own.
     """
-    y = _centred(x, mean, low, 0, block) * spread(rstd, x, 0, block)
-    if scale_factor != 1:
-        y = y * scale_factor
-    if scale is not None:
-        y = y * spread(scale, x, 0, block)
-    if bias is not None:
-        y = y + spread(bias, x, 0, block)
+    y = widen(x) - spread(mean, x, 0, block)
+    for factor in factors:
+        y = y * (factor if jnp.ndim(factor) == 0 else spread(factor, x, 0, block))
+    if shift is not None:
+        y = y + spread(shift, x, 0, block)
     return y.astype(dtype)
 
 
-def moments(x, where, epsilon: float, block: Block, implementation) -> tuple[Any, ...]:
-    """Number of elements of every channel, mean, low, var and 1 / √(var + ε).
+def line(low, var, scale, bias, epsilon: float, scale_factor: float) -> tuple[Any, Any]:
+    """slope and shift of y = slope · (x − mean) + shift; scale and bias may be None.
+
+    The shift takes in what rounding took from the mean.
+    """
+    slope = scale_factor * lax.rsqrt(var + epsilon)
+    if scale is not None:
+        slope = slope * scale
+    shift = -slope * low
+    return slope, shift if bias is None else bias + shift
+
+
+def moments(
+    x, scale, bias, where, epsilon: float, scale_factor: float, block: Block, implementation
+) -> tuple[Any, ...]:
+    """Number of elements of every channel, mean, low, var, slope and shift.
 
     The mean to twice the precision is mean + low. The number is a Python one, or an array where
-    there is a mask.
+    there is a mask. Slope and shift are those of `line`.
     """
-    given = () if where is None else (where,)
-    *statistics, count = bind(
+    *results, count = bind(
         golden_batch_norm_moments_p,
         x,
-        *given,
+        *(operand for operand in (where, scale, bias) if operand is not None),
         has_where=where is not None,
+        has_scale=scale is not None,
+        has_bias=bias is not None,
         epsilon=epsilon,
+        scale_factor=scale_factor,
         block=block,
         groups=0,
         implementation=implementation,
     ) + ([_count(x, 0, block)] if where is None else [])
-    return count, *statistics
+    return count, *results
 
 
 def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
@@ -125,18 +139,29 @@ def _centred(x, mean, low, groups: int, block: Block) -> Any:
     return (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
 
 
-def statistics(mean, offset, var, epsilon: float) -> tuple[Any, ...]:
-    """mean, low, var and 1 / √(var + ε), from a mean in two numbers of any size.
-
-    The mean must be a settled one.
-    """
+def in_two(mean, offset) -> tuple[Any, Any]:
+    """mean and low, from a mean in two numbers of any size, the first a settled one."""
     offset = settled(offset)
     total = mean + offset
-    return total, (mean - total) + offset, var, lax.rsqrt(var + epsilon)
+    return total, (mean - total) + offset
 
 
-def _moments_reference(x, *where, has_where, epsilon, block, groups):
-    del has_where
+def _moments_operands(operands, has_where, has_scale, has_bias):
+    """The mask, if there is one, scale and bias, or None."""
+    given = iter(operands)
+    mask = [next(given)] if has_where else []
+    return mask, next(given) if has_scale else None, next(given) if has_bias else None
+
+
+def _moments_reference(
+    x, *operands, has_where, has_scale, has_bias, epsilon, scale_factor, block, groups
+):
+    where, scale, bias = _moments_operands(operands, has_where, has_scale, has_bias)
+    mean, low, var, *count = _statistics(x, where, block, groups)
+    return mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor), *count
+
+
+def _statistics(x, where, block, groups):
     axes = _reduced(x, groups, block)
     wide = widen(x)
     if not where:
@@ -145,7 +170,7 @@ def _moments_reference(x, *where, has_where, epsilon, block, groups):
         # The mean of the deviations takes out what rounding left in the first mean.
         offset = deviation.mean(axes)
         deviation = deviation - spread(offset, x, groups, block)
-        return statistics(mean, offset, jnp.square(deviation).mean(axes), epsilon)
+        return *in_two(mean, offset), jnp.square(deviation).mean(axes)
     (mask,) = where
     count = mask.sum(axes, dtype=wide.dtype)
     mean = settled(jnp.where(mask, wide, 0).sum(axes) / count)
@@ -153,7 +178,7 @@ def _moments_reference(x, *where, has_where, epsilon, block, groups):
     offset = deviation.sum(axes) / count
     deviation = jnp.where(mask, deviation - spread(offset, x, groups, block), 0)
     var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
-    return *statistics(mean, offset, var, epsilon), count
+    return *in_two(mean, offset), var, count
 
 
 def _split(operands, has_slope, has_where, count):
@@ -224,29 +249,41 @@ def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
     return Value("scratch", dtype=dtype, size=entry * max(_ENTRIES, _LEAST_WORKERS * channels))
 
 
-def _moments_kernel(x, *where, devices, epsilon, block, groups, **params):
-    if where or x.size == 0:
-        return _moments_reference(x, *where, epsilon=epsilon, block=block, groups=groups, **params)
+def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups, **given):
+    if given["has_where"] or x.size == 0:
+        return _moments_reference(
+            *(x, *operands),
+            epsilon=epsilon,
+            scale_factor=scale_factor,
+            block=block,
+            groups=groups,
+            **given,
+        )
+    _, scale, bias = _moments_operands(operands, **given)
     planes, dtype = _planes(x, block), accumulation_dtype(x.dtype)
+    channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
         "syntonic_golden_batch_norm_moments",
-        [Value("row", planes)],
-        [Value("parts", dtype=dtype)] * 4 + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
+        [Value("row", planes), *(Value("parameter", p.reshape(channels)) for p in operands)],
+        [Value("parts", dtype=dtype)] * 5 + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
         groups=groups,
         devices=devices,
         planes=True,
         epsilon=epsilon,
+        scale_factor=scale_factor,
+        operands=given["has_scale"] + 2 * given["has_bias"],
     )
     shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
-    if found[0].shape[groups] > 1:
-        # Chan's rule, for parts of equal size.
-        mean, low, var, _ = found
-        common = settled(mean.mean(groups, keepdims=True))
-        apart = (mean - common) + low
-        offset = apart.mean(groups, keepdims=True)
-        total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)
-        found = statistics(common, offset, total, epsilon)
-    return [v.reshape(shape) for v in found]
+    if found[0].shape[groups] == 1:
+        return [v.reshape(shape) for v in found]
+    # Chan's rule, for parts of equal size.
+    mean, low, var, *_ = found
+    common = settled(mean.mean(groups, keepdims=True))
+    apart = (mean - common) + low
+    offset = apart.mean(groups, keepdims=True)
+    total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)
+    mean, low, var = (v.reshape(shape) for v in (*in_two(common, offset), total))
+    return [mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor)]
 
 
 def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params):
@@ -300,8 +337,9 @@ golden_batch_norm_cotangent_p = define(
 _INPUT_KINDS = ("row", "parameter", "parameter")
 
 
-def _moments_kinds(*, has_where, **_):
-    return ["row"] * (1 + has_where), ["parameter"] * (4 + has_where)
+def _moments_kinds(*, has_where, has_scale, has_bias, **_):
+    operands = ["row"] * (1 + has_where) + ["parameter"] * (has_scale + has_bias)
+    return operands, ["parameter"] * (5 + has_where)
 
 
 def _residual_kinds(has_slope, has_where):

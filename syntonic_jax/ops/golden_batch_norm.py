@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from ..modes import GoldenNormMode
-from ._channels import apply, apply_tangent, moments, statistics, sums
+from ._channels import apply, apply_tangent, in_two, line, moments, sums
 from ._layout import Layout, layout_of, mask_of
 from ._numerics import accumulation_dtype, settled, widen
 
@@ -256,13 +256,15 @@ def _psum(x, options: _Options):
     return lax.psum(x, options.axis_name, axis_index_groups=options.axis_index_groups)
 
 
-def _moments(x, where, layout: Layout, options: _Options):
-    """mean, what rounding took from it, var and 1 / √(var + ε) of every channel, of all shards."""
-    count, mean, low, var, rstd = moments(
-        x, where, options.epsilon, layout.block, options.implementation
+def _moments(x, scale, bias, where, layout: Layout, options: _Options):
+    """mean, what rounding took from it, var, slope and shift of every channel, of all shards."""
+    count, mean, low, var, slope, shift = moments(
+        *(x, scale, bias, where),
+        *(options.epsilon, options.scale_factor),
+        *(layout.block, options.implementation),
     )
     if options.axis_name is None:
-        return mean, low, var, rstd
+        return mean, low, var, slope, shift
     # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
     here = jnp.asarray(count) > 0
     share = count / _psum(count, options)
@@ -271,14 +273,15 @@ def _moments(x, where, layout: Layout, options: _Options):
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _psum(apart * share, options)
     var = _psum(jnp.where(here, var + jnp.square(apart - offset), 0) * share, options)
-    return statistics(common, offset, var, options.epsilon)
+    mean, low = in_two(common, offset)
+    return mean, low, var, *line(low, var, scale, bias, options.epsilon, options.scale_factor)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _batch_norm(x, scale, bias, where, layout: Layout, options: _Options):
     """y, mean, what rounding took from the mean, and var."""
-    mean, low, var, rstd = _moments(x, where, layout, options)
-    return _applied(x, mean, low, rstd, scale, bias, layout, options), mean, low, var
+    mean, low, var, slope, shift = _moments(x, scale, bias, where, layout, options)
+    return apply(x, mean, (slope,), shift, layout.dtype, layout.block), mean, low, var
 
 
 @functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
@@ -307,8 +310,10 @@ def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _normalise(x, mean, var, scale, bias, layout: Layout, options: _Options):
-    rstd = lax.rsqrt(var + options.epsilon)
-    return _applied(x, mean, jnp.zeros_like(mean), rstd, scale, bias, layout, options)
+    factors = [lax.rsqrt(var + options.epsilon), options.scale_factor]
+    if scale is not None:
+        factors.append(scale)
+    return apply(x, mean, factors, bias, layout.dtype, layout.block)
 
 
 @functools.partial(_normalise.defjvp, symbolic_zeros=True)
@@ -347,10 +352,6 @@ def _tangent(x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, dtype
 def _present(tangent):
     """The tangent, or None where it is symbolically zero or there is no operand."""
     return None if isinstance(tangent, jax.custom_derivatives.SymbolicZero) else tangent
-
-
-def _applied(x, mean, low, rstd, scale, bias, layout: Layout, options: _Options):
-    return apply(x, mean, low, rstd, scale, bias, options.scale_factor, layout.dtype, layout.block)
 
 
 def _slope(rstd, scale, options: _Options):

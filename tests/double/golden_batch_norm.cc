@@ -15,6 +15,11 @@ void for_channel(const Channels& shape, int64_t result, const Body& body) {
   }
 }
 
+// Where the parameters of a group have the entry of a result.
+int64_t of_group(const Channels& shape, int64_t groups, int64_t result) {
+  return result / (shape.results() / groups) * shape.count + result % shape.count;
+}
+
 }  // namespace
 
 // Sums are in double, results in the accumulation type.
@@ -23,6 +28,7 @@ Status golden_batch_norm_moments(Stream, const GoldenBatchNormMoments& call) {
   const double count = static_cast<double>(call.channels.outer * call.channels.inner);
   spoil(call.scratch, acc, call.scratch_size);
   for (int64_t result = 0; result < call.channels.results(); ++result) {
+    const int64_t known = of_group(call.channels, call.groups, result);
     double sum = 0, squares = 0;
     for_channel(call.channels, result, [&](int64_t i) { sum += load(call.x, call.dtype, i); });
     const double mean = sum / count, rounded = stored(acc, mean);
@@ -33,18 +39,20 @@ Status golden_batch_norm_moments(Stream, const GoldenBatchNormMoments& call) {
     store(call.mean, acc, result, rounded);
     store(call.low, acc, result, mean - rounded);
     store(call.var, acc, result, squares / count);
-    store(call.rstd, acc, result, 1 / std::sqrt(squares / count + call.epsilon));
+    const double scale = call.scale != nullptr ? load(call.scale, acc, known) : 1;
+    const double bias = call.bias != nullptr ? load(call.bias, acc, known) : 0;
+    const double slope = scale * call.scale_factor / std::sqrt(squares / count + call.epsilon);
+    store(call.slope, acc, result, slope);
+    store(call.shift, acc, result, bias - slope * (mean - rounded));
   }
   return kSuccess;
 }
 
 Status golden_batch_norm_sums(Stream, const GoldenBatchNormSums& call) {
   const DType acc = accumulation(call.dtype);
-  const int64_t results_of_group = call.channels.results() / call.groups;
   spoil(call.scratch, acc, call.scratch_size);
   for (int64_t result = 0; result < call.channels.results(); ++result) {
-    const int64_t known =
-        result / results_of_group * call.channels.count + result % call.channels.count;
+    const int64_t known = of_group(call.channels, call.groups, result);
     const double mean = load(call.mean, acc, known), low = load(call.low, acc, known);
     double sum = 0, product = 0;
     for_channel(call.channels, result, [&](int64_t i) {

@@ -151,20 +151,23 @@ def test_misaligned_channels(shape, dtype, rng, x64, shifted_targets):
     exact, weight = oracles.real(x), oracles.real(ct)
     channels = shape[1]
     like = ((1, channels), acc)
-    mean, low, var, rstd, _ = shifted(
+    scale, bias = (jnp.asarray(rng.normal(size=(1, channels)), acc) for _ in range(2))
+    mean, low, var, slope, shift, _ = shifted(
         "syntonic_golden_batch_norm_moments",
-        (x,),
-        (like, like, like, like, ((64 * channels,), acc)),
+        (x, scale, bias),
+        (like, like, like, like, like, ((64 * channels,), acc)),
         epsilon=1e-5,
+        scale_factor=0.5,
+        operands=np.int32(3),
     )
     expected = exact.mean((0, 2)), exact.var((0, 2))
     tolerance = 4 * exact[:, 0].size * oracles.unit(acc)
     found = oracles.real(mean) + oracles.real(low), oracles.real(var)
     for ours, theirs in zip(found, expected):
         np.testing.assert_allclose(ours[0], theirs, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(
-        oracles.real(rstd)[0], (expected[1] + 1e-5) ** -0.5, rtol=8 * tolerance
-    )
+    steepness = 0.5 * oracles.real(scale)[0] * (expected[1] + 1e-5) ** -0.5
+    np.testing.assert_allclose(oracles.real(slope)[0], steepness, rtol=8 * tolerance)
+    np.testing.assert_allclose(oracles.real(shift), oracles.real(bias), rtol=0, atol=tolerance)
     total, product, _ = shifted(
         "syntonic_golden_batch_norm_sums",
         (x, mean, low, ct),
