@@ -25,6 +25,7 @@ class Operation(NamedTuple):
     backward_passes: int | None  # None: the backward pass is no kernel of ours
     by_width: bool = False  # whether the width of a row matters
     only: tuple[int, ...] = ()  # of the usual widths, if not all
+    labels: bool = False  # whether an integer for every row follows
     axis: int = -1  # of the parameters
     shapes: tuple[tuple[int, ...], ...] = ()  # instead of rows of some width
     dtypes: tuple[str, ...] = ("bfloat16", "float32", "float16")
@@ -76,21 +77,10 @@ def batch_norm(*operands, axis=-1, implementation):
     return syntonic_jax.golden_batch_norm(*operands, axis=axis, implementation=implementation)[0]
 
 
-def labels_of(logits):
-    rows, classes = logits.shape
-    return jnp.arange(rows, dtype=jnp.int32) * 7919 % classes
-
-
-def plain_cross_entropy(logits):
+def plain_cross_entropy(logits, labels):
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    chosen = jnp.take_along_axis(wide, labels_of(logits)[:, None], -1)[:, 0]
+    chosen = jnp.take_along_axis(wide, labels[:, None], -1)[:, 0]
     return jax.nn.logsumexp(wide, -1) - chosen
-
-
-def cross_entropy(logits, implementation):
-    return syntonic_jax.syntonic_cross_entropy(
-        logits, labels_of(logits), implementation=implementation
-    )
 
 
 def plain_learned_softmax(x, mode_norms):
@@ -159,12 +149,8 @@ OPERATIONS = {
     ),
     # reads the logits; backward reads them again and writes their gradient
     "syntonic_cross_entropy": Operation(
-        cross_entropy,
-        plain_cross_entropy,
-        1,
-        0,
-        1,
-        2,
+        *(syntonic_jax.syntonic_cross_entropy, plain_cross_entropy, 1, 0, 1, 2),
+        labels=True,
         shapes=CLASSES,
         dtypes=("bfloat16", "float32"),
     ),
@@ -212,13 +198,17 @@ class Case(NamedTuple):
 
     def operands(self, seed: int) -> tuple[jax.Array, ...]:
         operation = OPERATIONS[self.op]
-        keys = jax.random.split(jax.random.key(seed), operation.arrays + operation.parameters)
+        *keys, last = jax.random.split(
+            jax.random.key(seed), operation.arrays + operation.parameters + 1
+        )
         arrays = [jax.random.normal(k, self.shape, self.dtype) for k in keys[: operation.arrays]]
         parameters = [
             jax.random.normal(k, (self.shape[operation.axis],), jnp.float32)
             for k in keys[operation.arrays :]
         ]
-        return (*arrays, *parameters)
+        *lead, classes = self.shape
+        labels = [jax.random.randint(last, lead, 0, classes)] if operation.labels else []
+        return (*arrays, *parameters, *labels)
 
     def call(self, seed: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """What is timed, and its arguments.
@@ -229,7 +219,10 @@ class Case(NamedTuple):
         operands = self.operands(seed)
         if self.direction == "forward":
             return self.function(), operands
-        results, pull = jax.vjp(jax.jit(self.function()), *operands)
+        operation = OPERATIONS[self.op]
+        count = operation.arrays + operation.parameters
+        function, labels = jax.jit(self.function()), operands[count:]
+        results, pull = jax.vjp(lambda *given: function(*given, *labels), *operands[:count])
         key = jax.random.key(seed + 1)
         cotangents = jax.tree.map(lambda y: jax.random.normal(key, y.shape, y.dtype), results)
         return (lambda pull, cotangents: pull(cotangents)), (pull, cotangents)
@@ -237,8 +230,11 @@ class Case(NamedTuple):
 
 # Row widths and types. Elementwise operations have one shape a type.
 FULL = {
-    "bfloat16": (256, 768, 1000, 1024, 4096, 5000, 8192, 12288, 16384, 50257, 65536, 262144),
-    "float32": (1024, 4096, 16384),
+    "bfloat16": (
+        *(256, 768, 1000, 1024, 4096, 5000, 8192, 12288),
+        *(16384, 32768, 50257, 65536, 131072, 262144),
+    ),
+    "float32": (256, 1024, 4096, 16384, 50257, 65536, 131072, 262144),
     "float16": (4096,),
 }
 QUICK = {"bfloat16": (1024, 8192, 16384)}

@@ -291,8 +291,7 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
     const int64_t rows = ceil_div(shape.outer, plan.fold);
     const int64_t resident = resident_blocks(Grid{0, kChannelThreads}, reduce_columns<F>);
     plan.members = std::max<int64_t>(
-        1, std::min({even_members(shape.partials * tiles, resident),
-                     room / plan.fold,
+        1, std::min({even_members(shape.partials * tiles, resident), room / plan.fold,
                      ceil_div(rows, int64_t{kChannelThreads / plan.packs})}));
     status = launch(stream, {shape.partials * plan.members * tiles, kChannelThreads},
                     reduce_columns<F>, f, shape, plan, entries);

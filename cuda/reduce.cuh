@@ -177,7 +177,8 @@ struct Exchange {
 template <class M, int kBlocks = kLargeCluster>
 class Reducer {
  public:
-  __device__ Reducer(Exchange<M, kBlocks>& shared, const Team& team) : shared_(shared), team_(team) {
+  __device__ Reducer(Exchange<M, kBlocks>& shared, const Team& team)
+      : shared_(shared), team_(team) {
     if (team.size <= kWarp) return;
     if (threadIdx.x == 0) {
       // Of a cluster only one thread arrives, and announces what the warps of all blocks will send.

@@ -9,10 +9,11 @@ namespace syntonic {
 
 // A stretch of an array, such as a row: whole packs, and at its ends a few elements that share a
 // pack with what lies beside it. Where the arrays of a kernel do not lie alike, all elements are
-// such.
+// such. The packs of a long one begin with a line of memory, that a warp need not touch one more.
 template <class T>
 struct Stretch {
   static constexpr int N = kVector<T>;
+  static constexpr int kLong = 8192;
   int64_t start;  // in elements of the array
   int width;
   int head = 0;  // elements before the first whole pack
@@ -22,7 +23,8 @@ struct Stretch {
       : start(start), width(width) {
     if (!vector) return;
     const auto address = reinterpret_cast<uintptr_t>(array + start);
-    head = min(static_cast<int>(-address % 16 / sizeof(T)), width);
+    const int unit = width < kLong ? 16 : 16 * kLine;
+    head = min(static_cast<int>(-address % unit / sizeof(T)), width);
     packs = (width - head) / N;
   }
 

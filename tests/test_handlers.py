@@ -94,7 +94,18 @@ def test_empty_call_succeeds_with_zero_sums(target):
 def test_spare_element_shifts_every_array(target, dtype):
     """The build for misaligned pointers works on arrays that begin at their second element."""
     acc = "float64" if dtype == "float64" else "float32"
-    in_acc = {"mean", "rstd", "scale", "bias", "d_scale", "d_bias", "sums", "scratch"}
+    in_acc = {
+        "mean",
+        "rstd",
+        "slope",
+        "shift",
+        "scale",
+        "bias",
+        "d_scale",
+        "d_bias",
+        "sums",
+        "scratch",
+    }
     in_acc |= {"low", "var", "sum", "product", "max", "log_sum", "loss"}
     if target == "cross_entropy_cotangent":
         in_acc.add("ct")

@@ -123,12 +123,10 @@ ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRe
                      [&] { return golden_batch_norm_sums(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments,
-                       execute()
-                           .Attr<double>("epsilon")
-                           .Attr<double>("scale_factor")
-                           .Attr<int32_t>("operands"),
-                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(
+    kRunMoments, run_moments,
+    execute().Attr<double>("epsilon").Attr<double>("scale_factor").Attr<int32_t>("operands"),
+    {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunSums, run_sums, execute(), {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_batch_norm>, initialize_by_operand());
 

@@ -148,7 +148,9 @@ def test_values(dtype, out, precision, implementation, rng):
     """jnp rounds the exact value once. The kernel adds in float32 (float64 for float64), with an
     error of one more unit in the last place of that.
     """
-    x = np.concatenate([rng.uniform(-0.01, 0.01, 50), rng.uniform(-2, 2, 50), rng.uniform(-260, 260, 50)]).astype(dtype)
+    x = np.concatenate(
+        [rng.uniform(-0.01, 0.01, 50), rng.uniform(-2, 2, 50), rng.uniform(-260, 260, 50)]
+    ).astype(dtype)
     y = crystallize(x, precision, dtype=out, implementation=implementation)
     assert y.dtype == out
     a, b = coefficients(x, precision, implementation)
