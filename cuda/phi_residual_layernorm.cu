@@ -146,24 +146,14 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   };
 
   RowPack<T> z[K], residual[K];
-  const auto read = [&](auto cache) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      z[k] = load<T, N, cache>(a.identity + start, at(k), kAligned);
-    }
+  for (int k = 0; k < K; ++k) {
+    z[k] = load<T, N, Cache::keep>(a.identity + start, at(k), kAligned);
+  }
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      residual[k] = {};
-      if (a.residual) residual[k] = load<T, N, cache>(a.residual + start, at(k), kAligned);
-    }
-  };
-  using Keep = std::integral_constant<Cache, Cache::keep>;
-  using Once = std::integral_constant<Cache, Cache::once>;
-  // A large row of parameters is to stay in the L1 cache.
-  if (K == 8 || (K == 4 && kThreads == kMaxThreads && team.blocks == 1)) {
-    read(Once{});
-  } else {
-    read(Keep{});
+  for (int k = 0; k < K; ++k) {
+    residual[k] = {};
+    if (a.residual) residual[k] = load<T, N, Cache::keep>(a.residual + start, at(k), kAligned);
   }
   A x[K][N];
 #pragma unroll
@@ -178,13 +168,13 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   // what keeps more rows from being on their way. Only the first need not be waited for.
   const int64_t parameters = parameter_row(a, row) - begin;
   A scale[N];
-  load_scale(a, parameters, at(0), kAligned, scale);
+  if (kAligned) load_scale(a, parameters, at(0), true, scale);
   const Moments<A> moments = reduce.collect();
   const A rstd = reciprocal_deviation(a, moments);
   store_statistics(a, team, row, moments.mean(), rstd);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (k > 0) load_scale(a, parameters, at(k), kAligned, scale);
+    if (k > 0 || !kAligned) load_scale(a, parameters, at(k), kAligned, scale);
     store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean(), rstd, scale);
   }
 }

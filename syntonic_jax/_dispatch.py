@@ -23,9 +23,9 @@ _PREFERRED: dict[str, Implementation] = {
     "golden_batch_norm": "cuda",
     "phi_residual_layernorm": "cuda",
     "residual_component_norm": "xla",
-    "syntonic_softmax": "xla",
-    "syntonic_log_softmax": "xla",
-    "syntonic_cross_entropy": "xla",
+    "syntonic_softmax": "cuda",
+    "syntonic_log_softmax": "cuda",
+    "syntonic_cross_entropy": "cuda",
     "crystallize": "cuda",
 }
 OPERATIONS = tuple(_PREFERRED)
