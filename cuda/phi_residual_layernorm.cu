@@ -145,15 +145,15 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
     return span<N>(kAligned, k, team.size, team.rank, end);
   };
 
+  // The widest rows have parameters that the L1 cache holds only if nothing else goes through it.
+  constexpr Cache kCache = K == 8 ? Cache::once : Cache::keep;
   RowPack<T> z[K], residual[K];
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    z[k] = load<T, N, Cache::keep>(a.identity + start, at(k), kAligned);
-  }
+  for (int k = 0; k < K; ++k) z[k] = load<T, N, kCache>(a.identity + start, at(k), kAligned);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     residual[k] = {};
-    if (a.residual) residual[k] = load<T, N, Cache::keep>(a.residual + start, at(k), kAligned);
+    if (a.residual) residual[k] = load<T, N, kCache>(a.residual + start, at(k), kAligned);
   }
   A x[K][N];
 #pragma unroll
