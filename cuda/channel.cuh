@@ -1,8 +1,8 @@
 // The channel engine: reduces every channel of [outer, channels, inner] to one value of a monoid,
 // in a fixed order. Workers leave what they find in scratch memory, a second kernel merges it.
 //
-// Memory is walked from its end: what of it is still in the L2 cache is what a kernel that begins at
-// its beginning, as elementwise ones do, reads first.
+// Memory is walked from its end: what of it is still in the L2 cache is what a kernel that begins
+// at its beginning, as elementwise ones do, reads first.
 //
 // A measure F has the types T of the data, A of accumulation, M of the monoid, and
 //   int         kReads, packs that a thread has under way at a time
