@@ -328,6 +328,18 @@ def test_empty(shape, implementation):
 X, LABELS = jnp.ones((5, 3, 4), "float32"), jnp.zeros((5, 3), "int32")
 
 
+def test_a_loss_needs_its_logits_and_their_gradient(installed_double):
+    """And nothing else of their size: no probabilities, no copy in float32."""
+    logits = jax.ShapeDtypeStruct((64, 50257), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct((64,), jnp.int32)
+    loss = functools.partial(syntonic_cross_entropy, implementation="cuda")
+    gradient = jax.jit(jax.value_and_grad(lambda z, labels: loss(z, labels).mean()))
+    memory = gradient.lower(logits, labels).compile().memory_analysis()
+    assert memory is not None
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert peak < 1.1 * 2 * logits.size * logits.dtype.itemsize
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bool", "complex64"])
 def test_labels_that_are_no_integers(dtype):
     with pytest.raises(TypeError, match=rf"{NAME}: labels must be integers, got {dtype}"):
