@@ -1,6 +1,7 @@
 """syntonic_cross_entropy, the softmax of integer labels that is never stored."""
 
 import functools
+import re
 
 import battery
 import jax
@@ -329,15 +330,18 @@ X, LABELS = jnp.ones((5, 3, 4), "float32"), jnp.zeros((5, 3), "int32")
 
 
 def test_a_loss_needs_its_logits_and_their_gradient(installed_double):
-    """And nothing else of their size: no probabilities, no copy in float32."""
+    """And nothing else of their size: no probabilities, no copy in float32.
+
+    What a GPU then allocates is in the benchmarks: `peak_bytes`.
+    """
     logits = jax.ShapeDtypeStruct((64, 50257), jnp.bfloat16)
     labels = jax.ShapeDtypeStruct((64,), jnp.int32)
     loss = functools.partial(syntonic_cross_entropy, implementation="cuda")
     gradient = jax.jit(jax.value_and_grad(lambda z, labels: loss(z, labels).mean()))
-    memory = gradient.lower(logits, labels).compile().memory_analysis()
-    assert memory is not None
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    assert peak < 1.1 * 2 * logits.size * logits.dtype.itemsize
+    program = gradient.lower(logits, labels).as_text()
+    assert "50257xf32" not in program
+    of_this_size = re.findall(r"%\S+ = stablehlo\.(\S+) .*-> .*50257xbf16>", program)
+    assert [name for name in of_this_size if name != "reshape"] == ["custom_call"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bool", "complex64"])
