@@ -143,7 +143,7 @@ def test_beyond_the_lattice(implementation):
 
 @pytest.mark.parametrize("out", oracles.DTYPES)
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("precision", [100, 1024])
+@pytest.mark.parametrize("precision", [100, pytest.param(1024, marks=pytest.mark.slow)])
 def test_values(dtype, out, precision, implementation, rng):
     """jnp rounds the exact value once. The kernel adds in float32 (float64 for float64), with an
     error of one more unit in the last place of that.
