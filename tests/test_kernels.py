@@ -138,6 +138,17 @@ def test_batch_norm(shape, axis, dtype, rng):
     batch_norm_check.check("cuda", x, (ct, *others), parameters, axis=axis, flush=False)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("shape", "axis"), [((300, 24), -1), ((40, 12, 14, 14), 1)], ids=str)
+def test_batch_norm_far_from_zero(shape, axis, dtype, rng):
+    """Where what rounding took from the mean shows in y: it is in the shift."""
+    x = jnp.asarray(1e4 + rng.normal(size=shape), dtype)
+    ct, *others = (
+        jnp.asarray(rng.normal(size=n), dtype) for n in (shape, shape[axis], shape[axis])
+    )
+    batch_norm_check.check("cuda", x, (ct, *others), {}, axis=axis, flush=False)
+
+
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_elementwise(dtype, rng):
     """As the jnp lowering has it, but for the last operation."""
