@@ -39,6 +39,24 @@ __device__ inline int cluster_rank() {
   return static_cast<int>(rank);
 }
 
+// Blocks in this cluster, 1 where there is none, and its place in the grid, which is that of a
+// block where there is none: both without a division.
+__device__ inline int cluster_blocks() {
+  uint32_t blocks = 1;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+#endif
+  return static_cast<int>(blocks);
+}
+
+__device__ inline unsigned cluster_index() {
+  uint32_t index = blockIdx.x;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+#endif
+  return index;
+}
+
 // Writes to the same place in a block of the cluster; cluster_arrive and cluster_wait follow.
 template <class M>
 __device__ void store_in_block(M* place, const M& value, int block) {

@@ -210,8 +210,8 @@ __global__ void __launch_bounds__(kChannelThreads)
   __shared__ M shared[kMergeLanes][kMergeChannels];
   const int64_t tiles = (channels + kMergeChannels - 1) / kMergeChannels;
   const int64_t partial = blockIdx.x / tiles;
-  const int x = static_cast<int>(threadIdx.x) % kMergeChannels;
-  const int lane = static_cast<int>(threadIdx.x) / kMergeChannels;
+  const int x = static_cast<int>(threadIdx.x % kMergeChannels);
+  const int lane = static_cast<int>(threadIdx.x / kMergeChannels);
   const int64_t channel = blockIdx.x % tiles * kMergeChannels + x;
   M merged = {};
   if (channel < channels) {

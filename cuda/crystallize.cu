@@ -40,7 +40,7 @@ struct Value : Search<T, A> {
     A value[N];
 #pragma unroll
     for (int e = 0; e < N; ++e) value[e] = lattice_value(point[e]);
-    store_any(y, start, at, vector, value);
+    store_any<T>(y, start, at, vector, value);
   }
 };
 

@@ -24,7 +24,7 @@ struct Forward {
     unpack(loaded, value);
 #pragma unroll
     for (int e = 0; e < N; ++e) value[e] = golden_gelu_value(value[e]);
-    store_any(y, start, at, vector, value);
+    store_any<T>(y, start, at, vector, value);
   }
 };
 

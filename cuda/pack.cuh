@@ -25,6 +25,12 @@ template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
 template <class T>
+constexpr DType kDType = std::is_same_v<T, f16>    ? DType::f16
+                         : std::is_same_v<T, bf16> ? DType::bf16
+                         : sizeof(T) == 4          ? DType::f32
+                                                   : DType::f64;
+
+template <class T>
 struct Type {
   using type = T;
 };
@@ -298,9 +304,13 @@ struct AnyArray {
   DType dtype;
 };
 
-template <int N, class A>
+// Most likely it is T, which is told apart without a jump through a table.
+template <class T, int N, class A>
 __device__ void store_any(const AnyArray& array, int64_t start, const Span& at, bool vector,
                           const A (&x)[N]) {
+  if (array.dtype == kDType<T>) {
+    return store(static_cast<T*>(array.data) + start, at, vector, pack<T>(x));
+  }
   switch (array.dtype) {
     case DType::f16:
       return store(static_cast<f16*>(array.data) + start, at, vector, pack<f16>(x));

@@ -41,7 +41,7 @@ struct Forward {
 #pragma unroll
       for (int e = 0; e < N; ++e) i[e] = activate(activation, i[e]);
     }
-    store_any(y, start, at, vector, i);
+    store_any<T>(y, start, at, vector, i);
   }
 };
 

@@ -54,10 +54,11 @@ template <class T>
 using RowPack = Packed<T, kVector<T>>;
 
 // The residual sum, rounded to T: statistics and y are those of the rounded sum. Without a residual
-// its packs are zeros, and the sum is identity.
+// the sum is identity.
 template <class T>
 __device__ RowPack<T> residual_sum(const Arguments<T>& a, const RowPack<T>& identity,
                                    const RowPack<T>& residual) {
+  if (!a.residual) return identity;
   Acc<T> i[kVector<T>], r[kVector<T>];
   unpack(identity, i);
   unpack(residual, r);
@@ -89,39 +90,45 @@ __device__ int64_t parameter_row(const Arguments<T>& a, int64_t row) {
 template <class T>
 __device__ void load_scale(const Arguments<T>& a, int64_t parameters, const Span& at, bool vector,
                            Acc<T> (&scale)[kVector<T>]) {
+  if (a.scale) return load_parameter(a.scale + parameters, at, vector, scale);
 #pragma unroll
   for (int e = 0; e < kVector<T>; ++e) scale[e] = 1;
-  if (a.scale) load_parameter(a.scale + parameters, at, vector, scale);
 }
 
+// `slope` is scale_factor * rstd.
 template <class T>
 __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t parameters,
                                  const Span& at, bool vector, const RowPack<T>& z, Acc<T> mean,
-                                 Acc<T> rstd, const Acc<T> (&scale)[kVector<T>]) {
+                                 Acc<T> slope, const Acc<T> (&scale)[kVector<T>]) {
   constexpr int N = kVector<T>;
   Acc<T> y[N], bias[N];
   unpack(z, y);
 #pragma unroll
-  for (int e = 0; e < N; ++e) y[e] = (y[e] - mean) * rstd * (scale[e] * a.scale_factor);
+  for (int e = 0; e < N; ++e) y[e] = (y[e] - mean) * slope;
   if (a.bias) {
     load_parameter(a.bias + parameters, at, vector, bias);
 #pragma unroll
-    for (int e = 0; e < N; ++e) y[e] += bias[e];
+    for (int e = 0; e < N; ++e) y[e] = y[e] * scale[e] + bias[e];
+  } else {
+#pragma unroll
+    for (int e = 0; e < N; ++e) y[e] *= scale[e];
   }
-  store_any(a.y, start, at, vector, y);
+  store_any<T>(a.y, start, at, vector, y);
 }
 
-// How many blocks of `normalise` a multiprocessor should have registers for.
-template <class T, int K, int kThreads>
-constexpr int blocks_at_once() {
-  if (sizeof(T) == 8 || K == 8) return 1;
-  // Conversion of float16 takes more of them.
-  return kThreads == kMaxThreads || std::is_same_v<T, f16> ? 2 : 3;
+constexpr int most_threads(bool aligned) {
+  return aligned ? kMaxThreads : kForwardTuning.unaligned_threads;
 }
 
-// Rows that fit: K packs a thread, at most kThreads threads in a block.
-template <class T, int K, int kThreads, bool kAligned>
-__global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
+// How many blocks a multiprocessor should have registers for.
+template <class T, int K>
+constexpr int blocks_at_once(bool aligned) {
+  return sizeof(T) == 8 || K == 8 ? 1 : aligned ? 2 : 3;
+}
+
+// Rows that fit: K packs a thread.
+template <class T, int K, bool kAligned>
+__global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(kAligned))
     normalise(const Arguments<T> a) {
   using A = Acc<T>;
   constexpr int N = kVector<T>;
@@ -129,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   __shared__ Exchange<Moments<A>, kMaxCluster> shared;
   const Team team(a.team);
   Reducer<Moments<A>, kMaxCluster> reduce(shared, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
+  const int64_t row = team.number();
   int64_t start = row * a.width;
   int begin = 0, end = row < a.rows ? static_cast<int>(a.width) : 0;  // an idle team: an empty row
   int limit = -1;
@@ -170,12 +177,14 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<T, K, kThreads>())
   A scale[N];
   if (kAligned) load_scale(a, parameters, at(0), true, scale);
   const Moments<A> moments = reduce.collect();
-  const A rstd = reciprocal_deviation(a, moments);
-  store_statistics(a, team, row, moments.mean(), rstd);
+  const A mean = moments.mean(), rstd = reciprocal_deviation(a, moments);
+  store_statistics(a, team, row, mean, rstd);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
+    if (kAligned && at(k).first >= at(k).end) continue;
     if (k > 0 || !kAligned) load_scale(a, parameters, at(k), kAligned, scale);
-    store_normalised(a, start, parameters, at(k), kAligned, z[k], moments.mean(), rstd, scale);
+    store_normalised(a, start, parameters, at(k), kAligned, z[k], mean, rstd * a.scale_factor,
+                     scale);
   }
 }
 
@@ -188,7 +197,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ Exchange<Moments<A>, kMaxCluster> shared;
   const Team team(a.team);
   Reducer<Moments<A>, kMaxCluster> reduce(shared, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks;
+  const int64_t row = team.number();
   const int64_t start = row * a.width;
   const int stretch = N * team.size;
   // Of the stretch of the row from `offset` on.
@@ -212,8 +221,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     moments = Moments<A>::merge(moments, moments_of(x, valid));
   }
   moments = reduce.all(moments);
-  const A rstd = reciprocal_deviation(a, moments);
-  store_statistics(a, team, row, moments.mean(), rstd);
+  const A mean = moments.mean(), rstd = reciprocal_deviation(a, moments);
+  store_statistics(a, team, row, mean, rstd);
   const int64_t parameters = parameter_row(a, row);
 #pragma unroll 2
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
@@ -222,22 +231,17 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (a.z) store(a.z + start + offset, at, aligned, z);
     A scale[N];
     load_scale(a, parameters + offset, at, aligned, scale);
-    store_normalised(a, start + offset, parameters + offset, at, aligned, z, moments.mean(), rstd,
-                     scale);
+    store_normalised(a, start + offset, parameters + offset, at, aligned, z, mean,
+                     rstd * a.scale_factor, scale);
   }
 }
 
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
-  constexpr int kUnaligned = kForwardTuning.unaligned_threads;
-  if (!aligned) {
-    return plan.packs == 2 ? normalise<T, 2, kUnaligned, false>
-                           : normalise<T, 4, kUnaligned, false>;
-  }
-  return plan.packs == 2               ? normalise<T, 2, kMaxThreads, true>
-         : plan.packs == 8             ? normalise<T, 8, kMaxThreads, true>
-         : plan.threads <= kFewThreads ? normalise<T, 4, kFewThreads, true>
-                                       : normalise<T, 4, kMaxThreads, true>;
+  if (!aligned) return plan.packs == 2 ? normalise<T, 2, false> : normalise<T, 4, false>;
+  return plan.packs == 2   ? normalise<T, 2, true>
+         : plan.packs == 4 ? normalise<T, 4, true>
+                           : normalise<T, 8, true>;
 }
 
 template <class T>
@@ -264,7 +268,7 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const RowPlan plan = plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
-                                   normalise<T, 4, kMaxThreads, true>, kForwardTuning);
+                                   normalise<T, 4, true>, kForwardTuning);
     return run<T>(stream, call, plan);
   });
 }
@@ -272,11 +276,8 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
 Status load_phi_residual_layernorm(DType dtype) {
   const Status status = with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int kUnaligned = kForwardTuning.unaligned_threads;
-    return load_kernels(normalise<T, 2, kMaxThreads, true>, normalise<T, 4, kFewThreads, true>,
-                        normalise<T, 4, kMaxThreads, true>, normalise<T, 8, kMaxThreads, true>,
-                        normalise<T, 2, kUnaligned, false>, normalise<T, 4, kUnaligned, false>,
-                        normalise_stream<T>);
+    return load_kernels(normalise<T, 2, true>, normalise<T, 4, true>, normalise<T, 8, true>,
+                        normalise<T, 2, false>, normalise<T, 4, false>, normalise_stream<T>);
   });
   return status == kSuccess ? load_phi_residual_layernorm_cotangent(dtype) : status;
 }

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
     return span<N>(kAligned, k, team.size, team.rank, present ? width : 0);
   };
 
-  for (int64_t unit = blockIdx.x / team.blocks; unit < workers.partials * workers.members;
+  for (int64_t unit = cluster_index(); unit < workers.partials * workers.members;
        unit += gridDim.x / team.blocks) {
     const int64_t partial = unit / workers.members;
     const int64_t end = (partial + 1) * workers.rows;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ Exchange<SumPair<A>> exchange;
   const Team team(a.team);
   Reducer<SumPair<A>> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks;
+  const int64_t row = team.number();
   const int64_t start = row * a.width;
   const int64_t parameters = row / a.group_rows * a.width;
   const A mean = a.mean[row], rstd = a.rstd[row];

@@ -12,12 +12,11 @@ namespace syntonic {
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ inline double quotient(double a, double b) { return a / b; }
 
-// ---- monoids: an identity, which fills tails and idle lanes, and an associative merge, which may
-// commute to the last bit ----
+// ---- monoids: an identity, which fills tails and idle lanes, and an associative merge, which also
+// commutes to the last bit unless across_lanes is overloaded for it ----
 
 template <class A>
 struct Sum {
-  static constexpr bool kCommutes = true;
   A value = 0;
 
   __device__ static Sum merge(const Sum& a, const Sum& b) { return {a.value + b.value}; }
@@ -25,7 +24,6 @@ struct Sum {
 
 template <class A>
 struct SumPair {
-  static constexpr bool kCommutes = true;
   A first = 0;
   A second = 0;
 
@@ -40,7 +38,6 @@ struct SumPair {
 // near 10^4 would show in the deviations of merged means.
 template <class A>
 struct Moments {
-  static constexpr bool kCommutes = false;
   A count = 0;
   A pivot = 0;
   A offset = 0;
@@ -63,13 +60,14 @@ struct Moments {
     m2 -= all * offset;
   }
 
+  // Without a branch, which lanes would take both ways.
   __device__ static Moments merge(const Moments& a, const Moments& b) {
-    if (a.count == A(0)) return b;
+    const bool none = a.count == A(0);
     const A count = a.count + b.count;
-    const A share = quotient(b.count, count);
+    const A share = none ? A(0) : quotient(b.count, count);
     const A delta = (b.pivot - a.pivot) + (b.offset - a.offset);
-    return {count, a.pivot, a.offset + delta * share,
-            a.m2 + b.m2 + delta * delta * (a.count * share)};
+    return {count, none ? b.pivot : a.pivot, none ? b.offset : a.offset + delta * share,
+            none ? b.m2 : a.m2 + b.m2 + delta * delta * (a.count * share)};
   }
 };
 
@@ -93,7 +91,8 @@ __device__ Moments<A> moments_of(const A (&x)[K][N], Valid valid) {
   for (int k = 0; k < K; ++k) {
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      const A deviation = valid(k, e) ? x[k][e] - mean : A(0);
+      if (!valid(k, e)) continue;
+      const A deviation = x[k][e] - mean;
       error += deviation;
       m2 += deviation * deviation;
     }
@@ -118,18 +117,25 @@ struct Team {
   int blocks;  // that share the team
 
   __device__ explicit Team(int size) : size(size) {
-    const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-    if (size > threads) {
-      blocks = size / threads;
+    const unsigned threads = blockDim.x, thread = threadIdx.x, each = size;
+    if (each >= threads) {
+      blocks = cluster_blocks();
       count = 1;
       index = 0;
-      rank = cluster_rank() * threads + thread;
+      rank = static_cast<int>(cluster_rank() * threads + thread);
     } else {
       blocks = 1;
-      count = threads / size;
-      index = thread / size;
-      rank = thread % size;
+      count = static_cast<int>(threads / each);
+      index = static_cast<int>(thread / each);
+      rank = static_cast<int>(thread % each);
     }
+  }
+
+  // Of this team among all of the grid.
+  __device__ int64_t number() const { return int64_t{cluster_index()} * count + index; }
+  // Its warps in one block.
+  __device__ int warps() const {
+    return (blocks > 1 ? static_cast<int>(blockDim.x) : size) / kWarp;
   }
 };
 
@@ -138,7 +144,6 @@ struct Team {
 template <class M>
 __device__ M across_lanes(M value, int lanes, int first = 1) {
   constexpr int kWords = sizeof(M) / 4;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
     if (step >= lanes) break;
@@ -149,13 +154,25 @@ __device__ M across_lanes(M value, int lanes, int first = 1) {
       reinterpret_cast<uint32_t*>(&other)[i] =
           __shfl_xor_sync(0xffffffffu, reinterpret_cast<const uint32_t*>(&value)[i], step);
     }
-    if constexpr (M::kCommutes) {
-      value = M::merge(value, other);
-    } else {
-      value = lane & step ? M::merge(other, value) : M::merge(value, other);
-    }
+    value = M::merge(value, other);
   }
   return value;
+}
+
+// As for other monoids, but by sums, which take a fraction of the instructions of merges: first the
+// mean of the group, about the pivot of its first lane with any numbers, then the squares about it.
+template <class A>
+__device__ Moments<A> across_lanes(const Moments<A>& own, int lanes) {
+  const unsigned lane = threadIdx.x % kWarp, first = lane / lanes * lanes;
+  const unsigned some = __ballot_sync(0xffffffffu, own.count > A(0)) >> first;
+  const A pivot = __shfl_sync(0xffffffffu, own.pivot, first + __ffs(some) - 1);
+  // An empty lane has no mean; nor has an empty group.
+  const A mean = own.count > A(0) ? (own.pivot - pivot) + own.offset : A(0);
+  const SumPair<A> sums = across_lanes(SumPair<A>{own.count, own.count * mean}, lanes);
+  const A offset = quotient(sums.second, sums.first > A(0) ? sums.first : A(1));
+  const A delta = mean - offset;
+  const Sum<A> m2 = across_lanes(Sum<A>{own.m2 + own.count * delta * delta}, lanes);
+  return {sums.first, pivot, offset, m2.value};
 }
 
 // What the warps of a block, and of its cluster, leave for each other. Two halves take turns, each
@@ -201,8 +218,8 @@ class Reducer {
   __device__ void post(const M& value) {
     own_ = across_lanes(value, team_.size);
     if (team_.size <= kWarp) return;
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int warp = static_cast<int>(threadIdx.x / kWarp);
+    const int lane = static_cast<int>(threadIdx.x % kWarp);
     Barrier& barrier = shared_.barrier[turn_ & 1];
     if (team_.blocks > 1) {
       if (turn_ == 0) cluster_wait();
@@ -218,14 +235,16 @@ class Reducer {
   __device__ M collect() {
     if (team_.size <= kWarp) return own_;
     shared_.barrier[turn_ & 1].wait(turn_ / 2 & 1);
-    const int warps = team_.size / kWarp / team_.blocks;
-    const int slot = static_cast<int>(threadIdx.x) % kMaxWarps;  // both half-warps do the same
+    const int warps = team_.warps();
+    const int slot = static_cast<int>(threadIdx.x % kMaxWarps);  // both half-warps do the same
     M merged = {};
-    for (int block = 0; block < team_.blocks; ++block) {
-      if (slot < warps) {
+    if (slot < warps) {
+      const auto of_block = [&](int block) {
         const Entry entry = shared_.entry[turn_ & 1][block][team_.index * warps + slot];
-        merged = M::merge(merged, reinterpret_cast<const M&>(entry));
-      }
+        return reinterpret_cast<const M&>(entry);
+      };
+      merged = of_block(0);
+      for (int block = 1; block < team_.blocks; ++block) merged = M::merge(merged, of_block(block));
     }
     ++turn_;
     return across_lanes(merged, kMaxWarps);

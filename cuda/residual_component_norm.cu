@@ -6,14 +6,6 @@ namespace {
 
 constexpr int kPacks = 4;  // a thread and turn
 
-template <class A>
-struct Sum {
-  static constexpr bool kCommutes = true;
-  A value = 0;
-
-  __device__ static Sum merge(const Sum& a, const Sum& b) { return {a.value + b.value}; }
-};
-
 // Each block handles tiles member, member + members, ... of its partial.
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)

@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
   Reducer<Sum<A>> reduce(exchange, team);
   const int64_t step = workers.members * team.count;
   const int packs = a.width / N;
-  for (int64_t unit = blockIdx.x / team.blocks; unit < workers.partials * workers.members;
+  for (int64_t unit = cluster_index(); unit < workers.partials * workers.members;
        unit += gridDim.x / team.blocks) {
     const int64_t partial = unit / workers.members;
     const int64_t end = (partial + 1) * workers.rows;
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArgume
   __shared__ Exchange<Sum<A>> exchange;
   const Team team(a.team);
   Reducer<Sum<A>> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks;
+  const int64_t row = team.number();
   const PullRow<kPull, T> of(a, row);
   const Stretch<T> packs = stretch_of_row(a.logits.x, row, a.rows, a.width, true);
   const T* const x = a.logits.x + packs.start + packs.head;
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(kStreamThreads)
   __shared__ Exchange<Sum<A>> exchange;
   const Team team(a.team);
   Reducer<Sum<A>> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
+  const int64_t row = team.number();
   const Stretch<T> packs = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const PullRow<kPull, T> of(a, row);
   const auto read = [&](int pack, A(&p)[N], A(&ct)[N]) {

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
   __shared__ Exchange<MaxSum<A>, 1> exchange;
   const Team team(a.team);
   Reducer<MaxSum<A>, 1> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
+  const int64_t row = team.number();
   const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<kPlain, T> logits(a.logits, of, row < a.rows ? row / a.group_rows : 0, a.width);
   // What one thread reads apart is on its way while all read the row, and while they meet.

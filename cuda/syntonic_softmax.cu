@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(cons
   __shared__ Exchange<MaxSum<A>> exchange;
   const Team team(a.team);
   Reducer<MaxSum<A>> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
+  const int64_t row = team.number();
   const int packs = row < a.rows ? a.width / N : 0;
   const int64_t group = a.group(row);
   const RowStart start = {row < a.rows ? row * a.width : 0, group * a.width, a.width};
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
   __shared__ Exchange<MaxSum<A>> exchange;
   const Team team(a.team);
   Reducer<MaxSum<A>> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks;
+  const int64_t row = team.number();
   const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, true);
   const int64_t group = a.group(row);
   const RowStart start = {of.start, group * a.width, a.width};
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kStreamThreads)
   __shared__ Exchange<MaxSum<A>> exchange;
   const Team team(a.team);
   Reducer<MaxSum<A>> reduce(exchange, team);
-  const int64_t row = int64_t{blockIdx.x} / team.blocks * team.count + team.index;
+  const int64_t row = team.number();
   const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
   const LogitStream<false, T> logits(a.logits, of, a.group(row), a.width);
 
