@@ -77,6 +77,16 @@ __device__ void unpack(const Packed<T, N>& packed, A (&x)[N]) {
   }
 }
 
+// Makes the compiler unpack these words again, where it would rather hold on to what it unpacked
+// before: twice the registers, where T has 16 bits.
+template <class T, int N>
+__device__ void unpack_again(Packed<T, N>& packed) {
+#ifdef __CUDA_ARCH__
+#pragma unroll
+  for (int i = 0; i < int(N * sizeof(T) / 4); ++i) asm("" : "+r"(packed.word[i]));
+#endif
+}
+
 // Rounds once, to nearest even.
 template <class T, class A>
 __device__ T narrow(A x) {

@@ -162,15 +162,13 @@ __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(k
     residual[k] = {};
     if (a.residual) residual[k] = load<T, N, kCache>(a.residual + start, at(k), kAligned);
   }
-  A x[K][N];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     z[k] = residual_sum(a, z[k], residual[k]);
     if (a.z) store(a.z + start, at(k), kAligned, z[k]);
-    unpack(z[k], x[k]);
   }
   const auto valid = [&](int k, int e) { return at(k).holds(kAligned ? 0 : e); };
-  reduce.post(moments_of(x, valid));
+  reduce.post(moments_of(z, valid));
   // Parameters are loaded one after the other, and no sooner than they are needed: registers are
   // what keeps more rows from being on their way. Only the first need not be waited for.
   const int64_t parameters = parameter_row(a, row) - begin;
@@ -215,10 +213,9 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll 4
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
     const Span at = span_at(offset);
-    A x[1][N];
-    unpack(sum_at(offset, at), x[0]);
+    RowPack<T> z[1] = {sum_at(offset, at)};
     const auto valid = [&](int, int e) { return at.holds(e); };
-    moments = Moments<A>::merge(moments, moments_of(x, valid));
+    moments = Moments<A>::merge(moments, moments_of(z, valid));
   }
   moments = reduce.all(moments);
   const A mean = moments.mean(), rstd = reciprocal_deviation(a, moments);

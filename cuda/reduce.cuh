@@ -71,17 +71,21 @@ struct Moments {
   }
 };
 
-// The moments of those of the N elements of each of K packs for which valid(k, e) holds: two
-// passes, the second correcting the rounding of the first mean.
-template <class A, int K, int N, class Valid>
-__device__ Moments<A> moments_of(const A (&x)[K][N], Valid valid) {
+// The moments of those elements of K packs for which valid(k, e) holds: two passes, the second
+// correcting the rounding of the first mean. Unpacked once for each, packs leave registers to more
+// rows.
+template <class T, int N, int K, class Valid>
+__device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Valid valid) {
+  using A = Acc<T>;
   int count = 0;
-  A sum = 0;
+  A sum = 0, x[N];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
+    unpack(packs[k], x);
+    unpack_again(packs[k]);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      if (valid(k, e)) ++count, sum += x[k][e];
+      if (valid(k, e)) ++count, sum += x[e];
     }
   }
   if (count == 0) return {};
@@ -89,10 +93,12 @@ __device__ Moments<A> moments_of(const A (&x)[K][N], Valid valid) {
   A error = 0, m2 = 0;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
+    unpack(packs[k], x);
+    unpack_again(packs[k]);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       if (!valid(k, e)) continue;
-      const A deviation = x[k][e] - mean;
+      const A deviation = x[e] - mean;
       error += deviation;
       m2 += deviation * deviation;
     }
@@ -184,7 +190,7 @@ struct Exchange {
   struct Entry {
     uint32_t word[sizeof(M) / 4];
   };
-  Entry entry[2][kBlocks][kMaxWarps];
+  Entry entry[2][kBlocks * kMaxWarps];
   Barrier barrier[2];
 };
 
@@ -224,10 +230,10 @@ class Reducer {
     if (team_.blocks > 1) {
       if (turn_ == 0) cluster_wait();
       if (threadIdx.x == 0) barrier.arrive_expecting(team_.size / kWarp * sizeof(Entry));
-      Entry& entry = shared_.entry[turn_ & 1][cluster_rank()][warp];
+      Entry& entry = shared_.entry[turn_ & 1][cluster_rank() * team_.warps() + warp];
       if (lane < team_.blocks) barrier.send(entry.word, words(own_).word, lane);
     } else if (lane == 0) {
-      shared_.entry[turn_ & 1][0][warp] = words(own_);
+      shared_.entry[turn_ & 1][warp] = words(own_);
       barrier.arrive();
     }
   }
@@ -235,19 +241,20 @@ class Reducer {
   __device__ M collect() {
     if (team_.size <= kWarp) return own_;
     shared_.barrier[turn_ & 1].wait(turn_ / 2 & 1);
-    const int warps = team_.warps();
-    const int slot = static_cast<int>(threadIdx.x % kMaxWarps);  // both half-warps do the same
+    const int warps = team_.warps(), entries = warps * team_.blocks;
+    const Entry* const entry = shared_.entry[turn_ & 1] + team_.index * warps;
+    const auto read = [&](int i) {
+      const Entry one = entry[i];
+      return reinterpret_cast<const M&>(one);
+    };
+    // Those of one block fit a half-warp: both do the same.
+    const int lanes = team_.blocks > 1 ? kWarp : kMaxWarps;
+    int i = static_cast<int>(threadIdx.x) & (lanes - 1);
     M merged = {};
-    if (slot < warps) {
-      const auto of_block = [&](int block) {
-        const Entry entry = shared_.entry[turn_ & 1][block][team_.index * warps + slot];
-        return reinterpret_cast<const M&>(entry);
-      };
-      merged = of_block(0);
-      for (int block = 1; block < team_.blocks; ++block) merged = M::merge(merged, of_block(block));
-    }
+    if (i < entries) merged = read(i);
+    for (i += lanes; i < entries; i += lanes) merged = M::merge(merged, read(i));
     ++turn_;
-    return across_lanes(merged, kMaxWarps);
+    return across_lanes(merged, lanes);
   }
 
   // Both at once.

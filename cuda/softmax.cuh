@@ -26,26 +26,44 @@ __device__ A larger(A a, A b) {
   return b > a || b != b ? b : a;
 }
 
-// exp(x), as precisely as results of type T show: for 16-bit types by the device's power of two,
-// whose error is some 2^-21 of results that are not negligible. Beside a sum of at least 1
-// subnormal terms are negligible too (kTerm).
-template <class T, bool kTerm = false>
-__device__ Acc<T> exponential(Acc<T> x) {
+// 2^x by the device, subnormal results as zero.
+__device__ inline float power_of_two(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+// exp(x) for x <= 0, as precisely as results of type T show, times kLift<T>: for 16-bit types by
+// the device's power of two, whose error is some 2^-20 of results that are not negligible. It is
+// lifted so far that whatever T can hold of the exponential is no subnormal number here.
+template <class T>
+constexpr Acc<T> kLift = sizeof(T) > 2 ? 1 : 256;
+constexpr float kLogTwo = 1.4426950408889634f;
+
+template <class T>
+__device__ Acc<T> lifted_exponential(Acc<T> x) {
   if constexpr (sizeof(T) > 2) {
     return exp(x);
   } else {
-    const float power = x * 1.4426950408889634f;
-    float y;
-#ifdef __CUDA_ARCH__
-    if constexpr (kTerm) {
-      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(power));
-    } else {
-      asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(power));
-    }
-#else
-    y = exp2f(power);
-#endif
-    return y;
+    return power_of_two(fmaf(x, kLogTwo, 8.f));
+  }
+}
+template <class T>
+__device__ Acc<T> exponential(Acc<T> x) {
+  return lifted_exponential<T>(x) * (1 / kLift<T>);
+}
+
+// The same beside a sum of at least 1, where subnormal terms are negligible.
+template <class T>
+__device__ Acc<T> term(Acc<T> x) {
+  if constexpr (sizeof(T) > 2) {
+    return exp(x);
+  } else {
+    return power_of_two(x * kLogTwo);
   }
 }
 
@@ -55,10 +73,41 @@ __device__ void take_max(A& max, const A (&z)[N]) {
   for (int e = 0; e < N; ++e) max = larger(max, z[e]);
 }
 
+// Element by element, without unpacking 16-bit types.
+template <class T, int N>
+__device__ void raise(Packed<T, N>& max, const Packed<T, N>& x) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      if constexpr (std::is_same_v<T, f16>) {
+        asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(max.word[i]) : "r"(x.word[i]));
+      } else {
+        asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(max.word[i]) : "r"(x.word[i]));
+      }
+    }
+    return;
+  }
+#endif
+  Acc<T> highest[N], z[N];
+  unpack(max, highest);
+  unpack(x, z);
+#pragma unroll
+  for (int e = 0; e < N; ++e) highest[e] = larger(highest[e], z[e]);
+  max = pack<T>(highest);
+}
+template <class T, int N>
+__device__ Acc<T> largest(const Packed<T, N>& x) {
+  Acc<T> z[N], max = -kInfinity<Acc<T>>;
+  unpack(x, z);
+  take_max(max, z);
+  return max;
+}
+
 template <class T, int N>
 __device__ void add_terms(Acc<T>& sum, Acc<T> base, const Acc<T> (&z)[N]) {
 #pragma unroll
-  for (int e = 0; e < N; ++e) sum += exponential<T, true>(z[e] - base);
+  for (int e = 0; e < N; ++e) sum += term<T>(z[e] - base);
 }
 
 // The largest of some numbers, and the sum of their exponentials relative to it. Without any number
@@ -75,20 +124,29 @@ struct MaxSum {
     return max == total ? A(1) : exp(max - base(total));
   }
 
+  // With one exponential: the sum of the larger maximum stays as it is.
   __device__ static MaxSum merge(const MaxSum& a, const MaxSum& b) {
     const A max = larger(a.max, b.max);
-    return {max, a.sum * factor(a.max, max) + b.sum * factor(b.max, max)};
+    const bool first = a.max == max;
+    const A by = factor(first ? b.max : a.max, max);
+    return {max, first ? a.sum + b.sum * by : b.sum + a.sum * by};
   }
 
-  // Takes in more numbers.
+  // Takes in more numbers, of which `highest` is the largest.
   template <class T, int K, int N>
-  __device__ void extend(const A (&z)[K][N]) {
+  __device__ void extend(A highest, const A (&z)[K][N]) {
     const A before = max;
-#pragma unroll
-    for (int k = 0; k < K; ++k) take_max(max, z[k]);
+    max = larger(max, highest);
     sum *= factor(before, max);
 #pragma unroll
     for (int k = 0; k < K; ++k) add_terms<T>(sum, base(max), z[k]);
+  }
+  template <class T, int K, int N>
+  __device__ void extend(const A (&z)[K][N]) {
+    A highest = -kInfinity<A>;
+#pragma unroll
+    for (int k = 0; k < K; ++k) take_max(highest, z[k]);
+    extend<T>(highest, z);
   }
 
   // For a sum relative to `max`: what turns exp(z - base(max)) into probabilities.

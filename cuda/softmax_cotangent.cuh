@@ -25,11 +25,13 @@ struct PullArguments {
   T* d_z;                 // null: the column sums alone
   A* row_sums;            // where s is kept for the column sums; may be null
   int64_t rows;
-  int64_t group_rows;
+  int64_t group_rows;  // 0: one group, no division needed
   int width;
   int team;  // threads of a row; along an inner axis the blocks of a plane
 
-  __device__ int64_t group(int64_t row) const { return row < rows ? row / group_rows : 0; }
+  __device__ int64_t group(int64_t row) const {
+    return group_rows == 0 || row >= rows ? 0 : row / group_rows;
+  }
 };
 
 template <class T>
@@ -47,7 +49,7 @@ PullArguments<T> pull_arguments(const SyntonicSoftmaxCotangent& call, int team) 
           .d_z = static_cast<T*>(call.d_z),
           .row_sums = nullptr,
           .rows = shape.rows(),
-          .group_rows = shape.outer * shape.inner,
+          .group_rows = shape.groups == 1 ? 0 : shape.outer * shape.inner,
           .width = static_cast<int>(shape.width),
           .team = team};
 }

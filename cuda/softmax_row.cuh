@@ -84,7 +84,7 @@ struct LogitStream {
         const int pack = turn + k * team.size;
         x[k] = pack < of.packs ? raw(pack) : lowest_pack<T, N>();
       }
-      A z[kPacks][N];
+      A z[kPacks][N], highest = -kInfinity<A>;
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
         const int pack = turn + k * team.size;
@@ -94,8 +94,15 @@ struct LogitStream {
         } else {
           hide_absent(0, z[k]);
         }
+        if (!kPlain) take_max(highest, z[k]);
       }
-      found.template extend<T>(z);
+      if constexpr (kPlain) {
+        Packed<T, N> top = x[0];
+#pragma unroll
+        for (int k = 1; k < kPacks; ++k) raise(top, x[k]);
+        highest = largest(top);
+      }
+      found.template extend<T>(highest, z);
     }
     found.template extend<T>(first_edge);
     any |= edge_present;

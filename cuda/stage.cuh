@@ -97,6 +97,13 @@ __device__ Packed<T, N> staged(const uint4* shared, int stride) {
   return packed;
 }
 
+// Puts a pack of 16 bytes in the place of one that this thread has read.
+template <class T, int N>
+__device__ void put_back(uint4* shared, const Packed<T, N>& packed) {
+  static_assert(N * sizeof(T) == 16);
+  *shared = make_uint4(packed.word[0], packed.word[1], packed.word[2], packed.word[3]);
+}
+
 template <int N>
 __device__ void stage_any(const AnyArray& array, uint4* shared, int stride, int64_t start,
                           const Span& at, bool vector) {

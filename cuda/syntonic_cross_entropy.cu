@@ -14,9 +14,13 @@ struct Arguments {
   A* max;
   A* log_sum;
   int64_t rows;
-  int64_t group_rows;
+  int64_t group_rows;  // 0: one group, no division needed
   int width;
   int team;
+
+  __device__ int64_t group(int64_t row) const {
+    return group_rows == 0 || row >= rows ? 0 : row / group_rows;
+  }
 };
 
 // A team reads its row once.
@@ -29,7 +33,7 @@ __global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
   Reducer<MaxSum<A>, 1> reduce(exchange, team);
   const int64_t row = team.number();
   const Stretch<T> of = stretch_of_row(a.logits.x, row, a.rows, a.width, vector);
-  const LogitStream<kPlain, T> logits(a.logits, of, row < a.rows ? row / a.group_rows : 0, a.width);
+  const LogitStream<kPlain, T> logits(a.logits, of, a.group(row), a.width);
   // What one thread reads apart is on its way while all read the row, and while they meet.
   const bool writes = team.rank == 0 && row < a.rows;
   const int label = writes ? a.labels[row] : -1;
@@ -111,7 +115,7 @@ Status syntonic_cross_entropy(Stream stream, const SyntonicCrossEntropy& call) {
         static_cast<A*>(call.max),
         static_cast<A*>(call.log_sum),
         shape.rows(),
-        shape.outer,
+        shape.groups == 1 ? 0 : shape.outer,
         static_cast<int>(shape.width),
         plan.team,
     };
@@ -144,7 +148,7 @@ Status syntonic_cross_entropy_cotangent(Stream stream, const SyntonicCrossEntrop
         .d_z = static_cast<T*>(call.d_z),
         .row_sums = nullptr,
         .rows = shape.rows(),
-        .group_rows = shape.outer,
+        .group_rows = shape.groups == 1 ? 0 : shape.outer,
         .width = static_cast<int>(shape.width),
         .team = team,
     };

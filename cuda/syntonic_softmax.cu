@@ -53,22 +53,29 @@ __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(cons
       hide_absent(0, z[k]);
     }
     any |= pack < packs ? present[k] : 0;
-    take_max(own.max, z[k]);
+    if (!kPlain) take_max(own.max, z[k]);
+  }
+  if constexpr (kPlain) {
+    Packed<T, N> top = x[0];
+#pragma unroll
+    for (int k = 1; k < K; ++k) raise(top, x[k]);
+    own.max = largest(top);
   }
   const A base = MaxSum<A>::base(own.max);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      const A y = exponential<T>(z[k][e] - base);
+      const A y = lifted_exponential<T>(z[k][e] - base);
       own.sum += y;
       if (!a.log) z[k][e] = y;
     }
   }
+  own.sum /= kLift<T>;
   tell_apart(own, any);
   const MaxSum<A> total = reduce.all(own);
   const Outcome<T> outcome(a, team.rank == 0 && row < a.rows, row, total);
-  const A share = total.share(own.max);
+  const A share = total.share(own.max) / kLift<T>;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int pack = k * team.size + team.rank;
@@ -118,24 +125,50 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
                              z);
   };
   wait_copies(0);
-  for_packs(of.packs, team, [&](int pack, int piece) {
-    A z[N];
-    any |= read(pack, piece, z);
-    take_max(own.max, z);
-  });
+  if constexpr (kPlain) {
+    Packed<T, N> top = lowest_pack<T, N>();
+    for_packs(of.packs, team, [&](int, int piece) { raise(top, staged<T, N>(stage + piece, 1)); });
+    own.max = larger(own.max, largest(top));
+    any |= of.packs > team.rank;
+  } else {
+    for_packs(of.packs, team, [&](int pack, int piece) {
+      A z[N];
+      any |= read(pack, piece, z);
+      take_max(own.max, z);
+    });
+  }
   const A base = MaxSum<A>::base(own.max);
-  own.sum = exponential<T, true>(edge - base);
+  own.sum = term<T>(edge - base);
+  // Exponentials that fit take the place of their logits.
+  constexpr bool kKeeps = kPlain && sizeof(T) == sizeof(A);
   for_packs(of.packs, team, [&](int pack, int piece) {
     A z[N];
     read(pack, piece, z);
-    add_terms<T>(own.sum, base, z);
+    if (kKeeps && !a.log) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        z[e] = term<T>(z[e] - base);
+        own.sum += z[e];
+      }
+      put_back(stage + piece, syntonic::pack<T>(z));
+    } else {
+      add_terms<T>(own.sum, base, z);
+    }
   });
   tell_apart(own, any);
-  const Outcome<T> outcome(a, team.rank == 0, row, reduce.all(own));
+  const MaxSum<A> total = reduce.all(own);
+  const Outcome<T> outcome(a, team.rank == 0, row, total);
+  const A share = total.share(own.max);
   for_packs(of.packs, team, [&](int pack, int piece) {
     A z[N];
     const uint32_t present = read(pack, piece, z);
-    outcome.store(a, of.start + of.first(pack), present, z);
+    if (kKeeps && !a.log) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) z[e] *= share;
+      write_pack(a.y + of.start + of.first(pack), syntonic::pack<T>(z));
+    } else {
+      outcome.store(a, of.start + of.first(pack), present, z);
+    }
   });
   if (has_edge) {
     const bool present = !a.logits.mask || a.logits.mask[of.start + at_edge];

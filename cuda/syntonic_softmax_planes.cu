@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
   const A base = MaxSum<A>::base(own.max);
   of.for_elements(shape, [&](int w, int i) {
     bool present;
-    own.sum += exponential<T, true>(read(w, i, present) - base);
+    own.sum += term<T>(read(w, i, present) - base);
   });
   tell_apart(own, any);
   const Outcome<T> outcome(a, of.any && of.slot == 0, of.row, across_lanes(own, of.slots));
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
     A z[N];
     read(w, element, piece, z);
 #pragma unroll
-    for (int e = 0; e < N; ++e) own[e].sum += exponential<T, true>(z[e] - base[e]);
+    for (int e = 0; e < N; ++e) own[e].sum += term<T>(z[e] - base[e]);
   });
 #pragma unroll
   for (int e = 0; e < N; ++e) tell_apart(own[e], any >> e & 1);
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
       for (int e = 0; e < N; ++e) z[e] = (z[e] - own[e].max) - own[e].sum;
     } else {
 #pragma unroll
-      for (int e = 0; e < N; ++e) z[e] = exponential<T>(z[e] - own[e].max) * own[e].sum;
+      for (int e = 0; e < N; ++e) z[e] = lifted_exponential<T>(z[e] - own[e].max) * own[e].sum;
     }
     if (present != kAll<N>) hide_absent(present, z, a.log ? -kInfinity<A> : A(0));
     write_pack(a.y + element, pack<T>(z));
