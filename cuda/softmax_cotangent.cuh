@@ -242,8 +242,16 @@ __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArgume
   uint4* const x_stage = stage_of(pieces, x);
   const int64_t room = kLine + stage_pieces(packs.packs, team.blocks, team.size / team.blocks);
   uint4* const ct_stage = stage_of(pieces + room, cts);
-  copy_packs(x_stage, x, packs.packs, team);
-  copy_packs(ct_stage, cts, packs.packs, team);
+  Packed<T, N> held[kHeldPacks], held_ct[kHeldPacks];
+  fetch_packs(held, x_stage, x, packs.packs, team);
+  fetch_packs(held_ct, ct_stage, cts, packs.packs, team);
+  const auto for_each = [&](auto&& f) {
+    for_packs(
+        packs.packs, team, [&](int pack, int h) { f(pack, held[h], held_ct[h]); },
+        [&](int pack, int piece) {
+          f(pack, staged<T, N>(x_stage + piece, 1), staged<T, N>(ct_stage + piece, 1));
+        });
+  };
 
   Sum<A> sum;
   const int edge = packs.edge(team.rank);
@@ -254,23 +262,20 @@ __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArgume
     edge_present = of.read_at(edge, edge_p, edge_ct);
     sum.value = pull_term<kPull>(edge_p, edge_ct);
   }
-  const auto read = [&](int pack, int piece, A(&p)[N], A(&ct)[N]) {
-    return of.template read<false>(packs.first(pack), staged<T, N>(x_stage + piece, 1),
-                                   staged<T, N>(ct_stage + piece, 1), p, ct);
-  };
+  using Pack = Packed<T, N>;
   wait_copies(0);
-  for_packs(packs.packs, team, [&](int pack, int piece) {
+  for_each([&](int pack, const Pack& of_x, const Pack& of_ct) {
     A p[N], ct[N];
-    read(pack, piece, p, ct);
+    of.template read<false>(packs.first(pack), of_x, of_ct, p, ct);
 #pragma unroll
     for (int e = 0; e < N; ++e) sum.value += pull_term<kPull>(p[e], ct[e]);
   });
   const A s = reduce.all(sum).value;
   if (a.row_sums && team.rank == 0) a.row_sums[row] = s;
   if (!a.d_z) return;
-  for_packs(packs.packs, team, [&](int pack, int piece) {
+  for_each([&](int pack, const Pack& of_x, const Pack& of_ct) {
     A p[N], ct[N];
-    const uint32_t present = read(pack, piece, p, ct);
+    const uint32_t present = of.template read<false>(packs.first(pack), of_x, of_ct, p, ct);
     of.pull(s, packs.first(pack), present, ct, p);
     write_pack(a.d_z + packs.start + packs.first(pack), syntonic::pack<T>(p));
   });

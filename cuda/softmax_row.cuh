@@ -161,7 +161,9 @@ inline Grid grid_of_rows(const RowPlan& plan, int64_t rows) {
   return {ceil_div(rows, teams_per_block(plan)) * cluster, plan.threads, cluster};
 }
 
-// How a row goes through shared memory, in 16-byte pieces.
+// How a row goes through shared memory, in 16-byte pieces; the first packs of every thread stay in
+// its registers, which leaves room for the rows of other blocks.
+constexpr int kHeldPacks = 4;
 constexpr int kStageThreads = 256;
 constexpr int kStagePieces = 2048;  // of a block, unless a cluster has no more blocks,
 constexpr int kMostPieces = 4352;   // or no more than the large one must have
@@ -170,7 +172,8 @@ constexpr int kMostPieces = 4352;   // or no more than the large one must have
 // peers.
 __host__ __device__ constexpr int64_t stage_pieces(int64_t packs, int blocks, int threads) {
   const int team = blocks * threads;
-  return (packs + team - 1) / team * threads;
+  const int64_t turns = (packs + team - 1) / team;
+  return turns > kHeldPacks ? (turns - kHeldPacks) * threads : 0;
 }
 
 struct StagePlan {
@@ -219,20 +222,30 @@ __device__ uint4* stage_of(uint4* pieces, const T* first_pack) {
   return pieces + threadIdx.x + reinterpret_cast<uintptr_t>(first_pack) / 16 % kLine;
 }
 
-// Calls f with the number of every pack of this thread, and with the piece that it is staged in.
-template <class F>
-__device__ void for_packs(int packs, const Team& team, F&& f) {
-#pragma unroll 2
-  for (int pack = team.rank, piece = 0; pack < packs; pack += team.size, piece += blockDim.x) {
-    f(pack, piece);
+// Calls `held` with the number of every pack of this thread that it holds and with which that is,
+// and `staged` with that of every other and with the piece that it is staged in.
+template <class Held, class Staged>
+__device__ void for_packs(int packs, const Team& team, Held&& held, Staged&& staged) {
+  int pack = team.rank;
+#pragma unroll
+  for (int h = 0; h < kHeldPacks; ++h, pack += team.size) {
+    if (pack < packs) held(pack, h);
   }
+#pragma unroll 2
+  for (int piece = 0; pack < packs; pack += team.size, piece += blockDim.x) staged(pack, piece);
 }
 
+// Sets out to read a row. What is held need not be waited for.
 template <class T>
-__device__ void copy_packs(uint4* stage, const T* first_pack, int packs, const Team& team) {
-  for_packs(packs, team, [&](int pack, int piece) {
-    copy_async<16>(stage + piece, 1, first_pack + pack * kVector<T>, true);
-  });
+__device__ void fetch_packs(Packed<T, kVector<T>> (&held)[kHeldPacks], uint4* stage,
+                            const T* first_pack, int packs, const Team& team) {
+  constexpr int N = kVector<T>;
+  for_packs(
+      packs, team,
+      [&](int pack, int h) { held[h] = read_pack<T, N>(first_pack + int64_t{pack} * N); },
+      [&](int pack, int piece) {
+        copy_async<16>(stage + piece, 1, first_pack + int64_t{pack} * N, true);
+      });
   commit_copies();
 }
 

@@ -11,7 +11,7 @@ Status load_syntonic_softmax_cotangent(DType dtype);
 namespace {
 
 // Packs of a row that is held in registers, K packs a thread, at most; wider ones are staged.
-constexpr int kRowPacks = kMaxThreads * 4;
+constexpr int kRowPacks = kMaxThreads * 8;
 constexpr RowTuning kPlainTuning = {
     {{32, 2}, {1024, 4}, {1536, 4, 128, 0, false, 256}, {0, 4}}, {}, 0};
 constexpr RowTuning kRowTuning = {{{0, 4}}, {}, 0};
@@ -107,7 +107,25 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
   const A scale = a.logits.scale_of(group);
   const T* const packs = a.logits.x + of.start + of.head;
   uint4* const stage = stage_of(pieces, packs);
-  copy_packs(stage, packs, of.packs, team);
+  Packed<T, N> held[kHeldPacks];
+  fetch_packs(held, stage, packs, of.packs, team);
+  const auto for_each = [&](auto&& f) {
+    for_packs(
+        of.packs, team, [&](int pack, int h) { f(pack, held[h]); },
+        [&](int pack, int piece) {
+          Packed<T, N> x = staged<T, N>(stage + piece, 1);
+          f(pack, x);
+        });
+  };
+  const auto replace_each = [&](auto&& f) {
+    for_packs(
+        of.packs, team, [&](int pack, int h) { f(pack, held[h]); },
+        [&](int pack, int piece) {
+          Packed<T, N> x = staged<T, N>(stage + piece, 1);
+          f(pack, x);
+          put_back(stage + piece, x);
+        });
+  };
 
   MaxSum<A> own;
   uint32_t any = 0;
@@ -120,49 +138,52 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
     any |= present;
     own.max = edge;
   }
-  const auto read = [&](int pack, int piece, A(&z)[N]) {
-    return logits_of<kPlain>(a.logits, scale, start, of.first(pack), staged<T, N>(stage + piece, 1),
-                             z);
+  const auto read = [&](int pack, const Packed<T, N>& x, A(&z)[N]) {
+    return logits_of<kPlain>(a.logits, scale, start, of.first(pack), x, z);
   };
   wait_copies(0);
   if constexpr (kPlain) {
     Packed<T, N> top = lowest_pack<T, N>();
-    for_packs(of.packs, team, [&](int, int piece) { raise(top, staged<T, N>(stage + piece, 1)); });
+    for_each([&](int, const Packed<T, N>& x) { raise(top, x); });
     own.max = larger(own.max, largest(top));
     any |= of.packs > team.rank;
   } else {
-    for_packs(of.packs, team, [&](int pack, int piece) {
+    for_each([&](int pack, const Packed<T, N>& x) {
       A z[N];
-      any |= read(pack, piece, z);
+      any |= read(pack, x, z);
       take_max(own.max, z);
     });
   }
   const A base = MaxSum<A>::base(own.max);
   own.sum = term<T>(edge - base);
-  // Exponentials that fit take the place of their logits.
-  constexpr bool kKeeps = kPlain && sizeof(T) == sizeof(A);
-  for_packs(of.packs, team, [&](int pack, int piece) {
-    A z[N];
-    read(pack, piece, z);
-    if (kKeeps && !a.log) {
+  // Exponentials take the place of their logits, if they fit.
+  const bool replace = kPlain && sizeof(T) == sizeof(A) && !a.log;
+  if (replace) {
+    replace_each([&](int pack, Packed<T, N>& x) {
+      A z[N];
+      read(pack, x, z);
 #pragma unroll
       for (int e = 0; e < N; ++e) {
         z[e] = term<T>(z[e] - base);
         own.sum += z[e];
       }
-      put_back(stage + piece, syntonic::pack<T>(z));
-    } else {
+      x = syntonic::pack<T>(z);
+    });
+  } else {
+    for_each([&](int pack, const Packed<T, N>& x) {
+      A z[N];
+      read(pack, x, z);
       add_terms<T>(own.sum, base, z);
-    }
-  });
+    });
+  }
   tell_apart(own, any);
   const MaxSum<A> total = reduce.all(own);
   const Outcome<T> outcome(a, team.rank == 0, row, total);
   const A share = total.share(own.max);
-  for_packs(of.packs, team, [&](int pack, int piece) {
+  for_each([&](int pack, const Packed<T, N>& x) {
     A z[N];
-    const uint32_t present = read(pack, piece, z);
-    if (kKeeps && !a.log) {
+    const uint32_t present = read(pack, x, z);
+    if (replace) {
 #pragma unroll
       for (int e = 0; e < N; ++e) z[e] *= share;
       write_pack(a.y + of.start + of.first(pack), syntonic::pack<T>(z));
