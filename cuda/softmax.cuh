@@ -132,21 +132,24 @@ struct MaxSum {
     return {max, first ? a.sum + b.sum * by : b.sum + a.sum * by};
   }
 
-  // Takes in more numbers, of which `highest` is the largest.
-  template <class T, int K, int N>
-  __device__ void extend(A highest, const A (&z)[K][N]) {
+  // Makes room for numbers of which `highest` is the largest: returns what their terms are relative
+  // to.
+  __device__ A raise_to(A highest) {
     const A before = max;
     max = larger(max, highest);
     sum *= factor(before, max);
-#pragma unroll
-    for (int k = 0; k < K; ++k) add_terms<T>(sum, base(max), z[k]);
+    return base(max);
   }
+
+  // Takes in more numbers.
   template <class T, int K, int N>
   __device__ void extend(const A (&z)[K][N]) {
     A highest = -kInfinity<A>;
 #pragma unroll
     for (int k = 0; k < K; ++k) take_max(highest, z[k]);
-    extend<T>(highest, z);
+    const A base = raise_to(highest);
+#pragma unroll
+    for (int k = 0; k < K; ++k) add_terms<T>(sum, base, z[k]);
   }
 
   // For a sum relative to `max`: what turns exp(z - base(max)) into probabilities.
@@ -236,10 +239,10 @@ __device__ uint32_t read_mask(const uint8_t* mask) {
   return bits;
 }
 
-template <class T, int N>
+template <class T, int N, Cache kCache = Cache::keep>
 __device__ Packed<T, N> read_pack(const T* address) {
   Packed<T, N> packed;
-  load_words<Cache::keep>(address, packed.word);
+  load_words<kCache>(address, packed.word);
   return packed;
 }
 

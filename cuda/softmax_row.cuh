@@ -42,14 +42,16 @@ __device__ Stretch<T> stretch_of_row(const T* array, int64_t row, int64_t rows, 
   return {array, exists ? row * width : 0, exists ? width : 0, vector};
 }
 
-constexpr int kStreamPacks = 4;  // of a thread, under way at a time
+// Of a thread, under way at a time.
+template <class T>
+constexpr int kStreamPacks = sizeof(T) == 2 ? 8 : 4;
 
 // The logits of a row that is read where it lies.
 template <bool kPlain, class T>
 struct LogitStream {
   using A = Acc<T>;
   static constexpr int N = kVector<T>;
-  static constexpr int kPacks = kStreamPacks;
+  static constexpr int kPacks = kPlain ? kStreamPacks<T> : 4;  // others take more registers
 
   const Logits<T>& from;
   const Stretch<T>& of;
@@ -62,8 +64,10 @@ struct LogitStream {
   __device__ uint32_t read(int pack, const Packed<T, N>& x, A (&z)[N]) const {
     return logits_of<kPlain>(from, scale, row, of.first(pack), x, z);
   }
+  // Only a cross entropy reads its logits once.
   __device__ Packed<T, N> raw(int pack) const {
-    return read_pack<T, N>(from.x + of.start + of.first(pack));
+    constexpr Cache kCache = kPlain ? Cache::passing : Cache::keep;
+    return read_pack<T, N, kCache>(from.x + of.start + of.first(pack));
   }
   __device__ A edge(int i, bool& present) const {
     return logit_at(from, scale, row, of.edge(i), present);
@@ -84,25 +88,31 @@ struct LogitStream {
         const int pack = turn + k * team.size;
         x[k] = pack < of.packs ? raw(pack) : lowest_pack<T, N>();
       }
-      A z[kPacks][N], highest = -kInfinity<A>;
-#pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-        const int pack = turn + k * team.size;
-        if (kPlain || pack < of.packs) {
-          const uint32_t present = read(pack, x[k], z[k]);
-          any |= pack < of.packs ? present : 0;
-        } else {
-          hide_absent(0, z[k]);
-        }
-        if (!kPlain) take_max(highest, z[k]);
-      }
       if constexpr (kPlain) {
         Packed<T, N> top = x[0];
 #pragma unroll
         for (int k = 1; k < kPacks; ++k) raise(top, x[k]);
-        highest = largest(top);
+        const A base = found.raise_to(largest(top));
+#pragma unroll
+        for (int k = 0; k < kPacks; ++k) {
+          A z[N];
+          unpack(x[k], z);
+          add_terms<T>(found.sum, base, z);
+        }
+        any |= 1;
+      } else {
+        A z[kPacks][N];
+#pragma unroll
+        for (int k = 0; k < kPacks; ++k) {
+          const int pack = turn + k * team.size;
+          if (pack < of.packs) {
+            any |= read(pack, x[k], z[k]);
+          } else {
+            hide_absent(0, z[k]);
+          }
+        }
+        found.template extend<T>(z);
       }
-      found.template extend<T>(highest, z);
     }
     found.template extend<T>(first_edge);
     any |= edge_present;
@@ -140,14 +150,14 @@ constexpr int kResidentThreads = 1024;  // of a multiprocessor, in blocks of any
 template <class T>
 RowPlan plan_stream(int64_t width, int64_t rows) {
   constexpr int kLeast = 128;
-  const int64_t packs = ceil_div(width, kVector<T>), threads = ceil_div(packs, kStreamPacks);
+  const int64_t packs = ceil_div(width, kVector<T>), threads = ceil_div(packs, kStreamPacks<T>);
   int team = 1;
   while (team < threads && team < kLeast) team *= 2;
   if (threads <= kLeast) return {0, kLeast, team};
   const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
   double best = 0;
   for (int some = kLeast; some <= kStreamThreads; some += kWarp) {
-    const int64_t step = int64_t{some} * kStreamPacks;
+    const int64_t step = int64_t{some} * kStreamPacks<T>;
     const int64_t resident = kResidentThreads / some * processors;
     const double busy = double(packs) / double(ceil_div(packs, step) * step) * double(rows) /
                         double(ceil_div(rows, resident) * resident);

@@ -11,7 +11,7 @@ Status load_syntonic_softmax_cotangent(DType dtype);
 namespace {
 
 // Packs of a row that is held in registers, K packs a thread, at most; wider ones are staged.
-constexpr int kRowPacks = kMaxThreads * 8;
+constexpr int kRowPacks = kMaxThreads * 4;
 constexpr RowTuning kPlainTuning = {
     {{32, 2}, {1024, 4}, {1536, 4, 128, 0, false, 256}, {0, 4}}, {}, 0};
 constexpr RowTuning kRowTuning = {{{0, 4}}, {}, 0};
