@@ -180,16 +180,16 @@ def phi_residual_vjp(identity, residual, ct, mode="phi", activation=None, *, acc
 
     The backward pass of the gelus reads z as it was stored, in the type of the data: half a unit
     in the last place of z, through the second derivative, is part of the slack. relu is exact but
-    where z is within its slack of 0.
+    where z is within its slack of 0, or is stored as 0.
     """
     s, c = MODES[mode]
     z, ct = residual_sum(identity, residual, mode, acc), real(ct)
     slope = activate(z.value, activation)[1]
     slack = np.zeros_like(slope)
+    moved = z.slack + ulp(z.value, stored) / 2
     if activation == "relu":
-        slack = np.where(np.abs(z.value) <= z.slack, 1.0, 0.0)
+        slack = np.where(np.abs(z.value) <= moved, 1.0, 0.0)
     elif activation is not None:
-        moved = z.slack + ulp(z.value, stored) / 2
         slack = CURVATURE * moved + slope_slack(z.value, acc)
     grad, slack = ct * slope, np.abs(ct) * (slack + 4 * unit(acc) * np.abs(slope))
     return Estimate(s * grad, s * slack), Estimate(s * c * grad, s * c * slack)
