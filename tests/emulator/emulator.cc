@@ -71,7 +71,7 @@ void run_fiber() {
 void run_block(int threads) {
   block.all = {threads};
   block.warps.assign((threads + kLanes - 1) / kLanes, {});
-  block.values.assign(threads, 0);
+  block.values.assign(block.warps.size() * kLanes, 0);
   if (static_cast<int>(block.fibers.size()) < threads) block.fibers.resize(threads);
   for (int i = 0; i < threads; ++i) {
     ++block.warps[i / kLanes].alive;
@@ -117,13 +117,11 @@ void* dynamic_shared() { return block.shared.data(); }
 void meet_block() { wait(block.all); }
 void meet_warp() { wait(block.warps[block.running / kLanes]); }
 
-uint32_t exchange(uint32_t value, int mask) {
-  const int own = block.running;
-  block.values[own] = value;
+void offer(uint32_t value) {
+  block.values[block.running] = value;
   meet_warp();
-  const uint32_t other = block.values[own ^ mask];
-  meet_warp();
-  return other;
 }
+
+uint32_t offered(int lane) { return block.values[block.running / kLanes * kLanes + lane]; }
 
 }  // namespace emulator

@@ -45,7 +45,9 @@ void launch(dim3 grid, dim3 block, size_t dynamic_shared, const std::function<vo
 void* dynamic_shared();
 void meet_block();
 void meet_warp();
-uint32_t exchange(uint32_t value, int mask);  // with another lane of the warp
+// Between these and meet_warp, the value of every lane of the warp is there for all of them.
+void offer(uint32_t value);
+uint32_t offered(int lane);
 
 }  // namespace emulator
 
@@ -53,13 +55,29 @@ inline void __syncthreads() { emulator::meet_block(); }
 inline void __syncwarp() { emulator::meet_warp(); }
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
+T __shfl_sync(unsigned, T value, int lane) {
   uint32_t word[sizeof(T) / 4];
   std::memcpy(word, &value, sizeof(T));
-  for (uint32_t& w : word) w = emulator::exchange(w, mask);
+  for (uint32_t& w : word) {
+    emulator::offer(w);
+    w = emulator::offered(lane & 31);
+    emulator::meet_warp();
+  }
   std::memcpy(&value, word, sizeof(T));
   return value;
 }
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x) ^ lanes);
+}
+inline unsigned __ballot_sync(unsigned, bool value) {
+  unsigned bits = 0;
+  emulator::offer(value);
+  for (int lane = 0; lane < 32; ++lane) bits |= emulator::offered(lane) << lane;
+  emulator::meet_warp();
+  return bits;
+}
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 
 // ---- memory and numbers ----
 
