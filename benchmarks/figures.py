@@ -89,10 +89,14 @@ def for_implementation(results: dict[str, Any]) -> str:
             size = " × ".join(map(str, shape))
             times = [f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.2f}"]
             rows.append([f"`{op}`", direction, dtype, size, *times])
+    small_calls = results.get("latencies", [])
+    compared = any("us_over_xla" in r for r in small_calls)
     calls = [["operation", "called", "implementation", "µs a call"]]
-    for r in results.get("latencies", []):
+    calls[0] += ["more than jitted jnp"] * compared
+    for r in small_calls:
         way = [r["called"], NAMES[r["implementation"]], f"{r['us']:.1f}"]
-        calls.append([f"`{r['op']}`", *way])
+        more = [f"{r['us_over_xla']:+.1f}" if "us_over_xla" in r else ""] * compared
+        calls.append([f"`{r['op']}`", *way, *more])
     small = " × ".join(map(str, results["latencies"][0]["shape"]))
     return (
         f"On one {results['device']} ({source(results)}):\n\n{markdown(rows)}\n"

@@ -8,6 +8,8 @@ figures into README.md and docs/implementation.md. What a record means:
 
 ms           median time of a call on the device: calls enqueued back to back, so that the time to
              enqueue one hides behind the one before; ms_spread is the distance of the quartiles
+us           of a small call, where only that time is felt; us_over_xla is the median difference
+             from jitted jnp in the same turn
 ideal_bytes  each array read once, each result written once
 tbs, share   ideal bytes over time, in TB/s, and over that of a device-to-device copy in this run
 launches     operations of the compiled program that run on the device; a custom call counts once
@@ -48,20 +50,21 @@ SMALL = (32, 1024)  # where only the launch is felt
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "call"}
 
 
+def series(call: Callable[..., Any], sets: list[tuple], n: int) -> float:
+    """Seconds a call, of n calls on rotating arguments."""
+    start = time.perf_counter()
+    for i in range(n):
+        result = call(*sets[i % len(sets)])
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / n
+
+
 def seconds_a_call(call: Callable[..., Any], sets: list[tuple], minimum: float) -> list[float]:
-    """Of several series of calls on rotating arguments, each at least `minimum` seconds long."""
-
-    def series(n: int) -> float:
-        start = time.perf_counter()
-        for i in range(n):
-            result = call(*sets[i % len(sets)])
-        jax.block_until_ready(result)
-        return time.perf_counter() - start
-
-    series(len(sets))  # loads kernels
+    """Of several series of calls, each at least `minimum` seconds long."""
+    series(call, sets, len(sets))  # loads kernels
     n = 2 * len(sets)
-    n = max(n, int(minimum / (series(n) / n)) + 1)
-    return [series(n) / n for _ in range(7)]
+    n = max(n, int(minimum / series(call, sets, n)) + 1)
+    return [series(call, sets, n) for _ in range(7)]
 
 
 def launches(program: str) -> int:
@@ -127,7 +130,10 @@ def copy_bandwidth(dtype: str, array_bytes: int, minimum: float) -> float:
 
 
 def latencies(ops: list[str], implementations: list[str], minimum: float) -> list[dict[str, Any]]:
-    """Microseconds a call at a size where the device has nearly nothing to do."""
+    """Microseconds a call at a size where the device has nearly nothing to do.
+
+    Short series of all ways take turns: a host that is slow for a while is slow for all of them.
+    """
     found = []
     for op in ops:
         ways: dict[tuple[str, str], Callable] = {}
@@ -138,23 +144,25 @@ def latencies(ops: list[str], implementations: list[str], minimum: float) -> lis
                 ways[implementation, "eager"] = case.function()
         any_case = Case(op, "forward", "bfloat16", SMALL, "xla")
         operands = [any_case.operands(0), any_case.operands(1)]
-        # In turn, so that a host that is slow for a while is slow for all.
-        rounds = [
-            {way: min(seconds_a_call(call, operands, minimum)) for way, call in ways.items()}
-            for _ in range(3)
-        ]
+        for call in ways.values():
+            series(call, operands, len(operands))  # loads kernels
+        turns, end = [], time.perf_counter() + 20 * minimum * len(ways)
+        while len(turns) < 5 or time.perf_counter() < end:
+            turns.append({way: 1e6 * series(call, operands, 60) for way, call in ways.items()})
         for implementation, called in ways:
-            us = 1e6 * statistics.median(times[implementation, called] for times in rounds)
-            found.append(
-                {
-                    "op": op,
-                    "dtype": "bfloat16",
-                    "shape": list(SMALL),
-                    "implementation": implementation,
-                    "called": called,
-                    "us": round(us, 2),
-                }
-            )
+            way, jnp_way = (implementation, called), ("xla", "jit")
+            record = {
+                "op": op,
+                "dtype": "bfloat16",
+                "shape": list(SMALL),
+                "implementation": implementation,
+                "called": called,
+                "us": round(statistics.median(turn[way] for turn in turns), 2),
+            }
+            if jnp_way in ways and way != jnp_way:
+                more = statistics.median(turn[way] - turn[jnp_way] for turn in turns)
+                record["us_over_xla"] = round(more, 2)
+            found.append(record)
     return found
 
 

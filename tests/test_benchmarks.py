@@ -80,6 +80,9 @@ def test_records_are_whole_and_consistent(results):
         assert r["tbs"] == pytest.approx(r["ideal_bytes"] / r["ms"] / 1e9, rel=0.02, abs=1e-4)
     ways = {(r["implementation"], r["called"]) for r in results["latencies"]}
     assert ways == {("cuda", "jit"), ("cuda", "eager"), ("xla", "jit")}
+    compared = [r for r in results["latencies"] if "us_over_xla" in r]
+    assert {r["implementation"] for r in compared} == {"cuda"}
+    assert len(compared) == 2 * len({r["op"] for r in results["latencies"]})
 
 
 @pytest.mark.parametrize(
