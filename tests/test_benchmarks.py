@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # with one version of jax is enough
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
