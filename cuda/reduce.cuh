@@ -2,6 +2,8 @@
 // block, or a cluster of blocks. One barrier each, no atomics, a fixed order of combination.
 #pragma once
 
+#include <limits>
+
 #include "barrier.cuh"
 #include "pack.cuh"
 
@@ -11,6 +13,14 @@ namespace syntonic {
 // that a second pass corrects, at a fraction of the instructions of an exact division.
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ inline double quotient(double a, double b) { return a / b; }
+
+// Of a sum of squares, what is left without a smaller one: infinity, where it has overflowed.
+template <class A>
+constexpr A kLargest = std::numeric_limits<A>::max();
+template <class A>
+__device__ A less(A squares, A part) {
+  return squares > kLargest<A> ? squares : squares - part;
+}
 
 // ---- monoids: an identity, which fills tails and idle lanes, and an associative merge, which also
 // commutes to the last bit unless across_lanes is overloaded for it ----
@@ -57,17 +67,18 @@ struct Moments {
     pivot = about;
     count += n;
     offset = quotient(all, count);
-    m2 -= all * offset;
+    m2 = less(m2, all * offset);
   }
 
-  // Without a branch, which lanes would take both ways.
+  // Without a branch, which lanes would take both ways. Nothing merged into large numbers adds
+  // nothing: the square of delta alone might overflow.
   __device__ static Moments merge(const Moments& a, const Moments& b) {
     const bool none = a.count == A(0);
     const A count = a.count + b.count;
     const A share = none ? A(0) : quotient(b.count, count);
     const A delta = (b.pivot - a.pivot) + (b.offset - a.offset);
     return {count, none ? b.pivot : a.pivot, none ? b.offset : a.offset + delta * share,
-            none ? b.m2 : a.m2 + b.m2 + delta * delta * (a.count * share)};
+            none ? b.m2 : a.m2 + b.m2 + delta * (a.count * share) * delta};
   }
 };
 
@@ -104,7 +115,7 @@ __device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Valid valid) {
     }
   }
   const A correction = quotient(error, A(count));
-  return {static_cast<A>(count), mean, correction, m2 - correction * error};
+  return {static_cast<A>(count), mean, correction, less(m2, correction * error)};
 }
 
 // ---- teams ----
@@ -178,7 +189,7 @@ __device__ Moments<A> across_lanes(const Moments<A>& own, int lanes) {
   const A offset = quotient(sums.second, sums.first > A(0) ? sums.first : A(1));
   const A delta = mean - offset;
   const Sum<A> m2 = across_lanes(Sum<A>{own.m2 + own.count * delta * delta}, lanes);
-  return {sums.first, pivot, offset, m2.value};
+  return {sums.first, sums.first > A(0) ? pivot : A(0), offset, m2.value};
 }
 
 // What the warps of a block, and of its cluster, leave for each other. Two halves take turns, each

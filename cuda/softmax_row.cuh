@@ -64,7 +64,7 @@ struct LogitStream {
   __device__ uint32_t read(int pack, const Packed<T, N>& x, A (&z)[N]) const {
     return logits_of<kPlain>(from, scale, row, of.first(pack), x, z);
   }
-  // Only a cross entropy reads its logits once.
+  // Logits that count one and all are only those of a cross entropy here, which reads them once.
   __device__ Packed<T, N> raw(int pack) const {
     constexpr Cache kCache = kPlain ? Cache::passing : Cache::keep;
     return read_pack<T, N, kCache>(from.x + of.start + of.first(pack));

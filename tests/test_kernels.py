@@ -15,7 +15,14 @@ from layernorm_check import draw as draw_layernorm
 from layernorm_check import estimates, value_and_cotangents
 from softmax_cases import FUNCTIONS, MODES, check, draw
 
-from syntonic_jax import _partition, crystallize, golden_gelu, phi_residual
+from syntonic_jax import (
+    _partition,
+    crystallize,
+    golden_batch_norm,
+    golden_gelu,
+    golden_layer_norm,
+    phi_residual,
+)
 
 pytestmark = [
     pytest.mark.slow,  # with one version of jax is enough: what runs is not of jax
@@ -147,6 +154,20 @@ def test_batch_norm_far_from_zero(shape, axis, dtype, rng):
         jnp.asarray(rng.normal(size=n), dtype) for n in (shape, shape[axis], shape[axis])
     )
     batch_norm_check.check("cuda", x, (ct, *others), {}, axis=axis, flush=False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("width", [5, 1024, 4097])
+def test_numbers_whose_square_overflows(width, dtype):
+    """Equal ones have no deviation; threads, lanes and members without any must not make one."""
+    huge = jnp.asarray(1e200 if dtype == "float64" else 1e30, dtype)
+    rows = jnp.full((3, width), huge)
+    y = golden_layer_norm(rows, implementation="cuda")
+    np.testing.assert_array_equal(oracles.real(y), np.zeros(rows.shape))
+    y, mean, var = golden_batch_norm(rows, implementation="cuda")
+    np.testing.assert_array_equal(oracles.real(y), np.zeros(rows.shape))
+    np.testing.assert_array_equal(oracles.real(mean), np.full(width, oracles.real(huge)))
+    np.testing.assert_array_equal(oracles.real(var), np.zeros(width))
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
