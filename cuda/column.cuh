@@ -59,6 +59,7 @@ template <class A>
 __global__ void __launch_bounds__(kFoldColumns* kFoldLanes)
     fold_columns(const A* sums, int64_t members, int64_t width, int64_t columns,
                  FoldTargets<A> target) {
+  wait_for_launches();
   __shared__ A shared[kFoldLanes][kFoldColumns];
   const int64_t tiles = (columns + kFoldColumns - 1) / kFoldColumns;
   const int64_t partial = blockIdx.x / tiles;
@@ -88,8 +89,9 @@ Status fold(Stream stream, const A* sums, int64_t partials, int64_t members, int
             const FoldTargets<A>& target) {
   const int64_t columns = width * ((target.first != nullptr) + (target.second != nullptr));
   const int64_t blocks = partials * ceil_div(columns, kFoldColumns);
-  return launch(stream, {blocks, kFoldColumns * kFoldLanes}, fold_columns<A>, sums, members, width,
-                columns, target);
+  Grid grid = {blocks, kFoldColumns * kFoldLanes};
+  grid.early = true;
+  return launch(stream, grid, fold_columns<A>, sums, members, width, columns, target);
 }
 
 // Launches `sum` on workers, and folds what they leave in the scratch memory where more than one

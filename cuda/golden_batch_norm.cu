@@ -14,13 +14,23 @@ struct Elements<T, 1> {
   T one;
 };
 
-template <int V, Cache kCache, class T>
+template <int V, class T>
 __device__ Elements<T, V> read_elements(const T* data, int64_t first) {
   if constexpr (V == 1) {
     return {data[first]};
   } else {
-    return {load<T, V, kCache>(data + first, Span{0, 1, V}, true)};
+    return {load<T, V, Cache::keep>(data + first, Span{0, 1, V}, true)};
   }
+}
+
+template <int V, Cache kCache = Cache::keep, class T>
+__device__ void start_elements(uint4* pieces, const T* data, int64_t first) {
+  copy_async<V * sizeof(T), kCache>(pieces, kChannelThreads, data + first, true);
+}
+
+template <class T, int V>
+__device__ Elements<T, V> started_elements(const uint4* pieces) {
+  return {staged<T, V>(pieces, kChannelThreads)};
 }
 
 template <class T, int V, class A>
@@ -44,7 +54,9 @@ struct MomentsOf {
     A sum;
     A squares;
   };
-  static constexpr int kReads = 8;
+  static constexpr int kReads = 2;
+  static constexpr int kStages = 4;
+  static constexpr int kPieces = 1;
   template <int V>
   using Raw = Elements<T, V>;
 
@@ -56,7 +68,8 @@ struct MomentsOf {
   A* var;
   A* slope;
   A* shift;
-  A count;  // elements of a channel
+  A count;       // elements of a channel
+  int64_t kept;  // elements that stay in the L2 cache
   int64_t results_per_group;
   int64_t channels;
   A epsilon;
@@ -64,7 +77,19 @@ struct MomentsOf {
 
   template <int V>
   __device__ Raw<V> read(int64_t first) const {
-    return read_elements<V, Cache::passing>(x, first);
+    return read_elements<V>(x, first);
+  }
+  // What is read last stays in the L2 cache for whoever reads x next, from its beginning.
+  __device__ void start(uint4* pieces, int64_t first) const {
+    if (first < kept) {
+      start_elements<kVector<T>>(pieces, x, first);
+    } else {
+      start_elements<kVector<T>, Cache::passing>(pieces, x, first);
+    }
+  }
+  template <int V>
+  __device__ Raw<V> started(const uint4* pieces) const {
+    return started_elements<T, V>(pieces);
   }
   template <int V>
   __device__ void unpack(const Raw<V>& raw, A (&numbers)[V]) const {
@@ -88,16 +113,23 @@ struct MomentsOf {
     moments.extend(static_cast<A>(n), turn.sum, turn.squares);
   }
 
-  __device__ void store(int64_t i, const M& moments) const {
-    const int64_t parameter = i / results_per_group * channels + i % channels;
+  struct Parameters {
+    A scale;
+    A bias;
+  };
+  __device__ Parameters parameters(int64_t i) const {
+    const int64_t of = i / results_per_group * channels + i % channels;
+    return {scale ? scale[of] : A(1), bias ? bias[of] : A(0)};
+  }
+  __device__ void store(int64_t i, const M& moments, const Parameters& parameters) const {
     const A rounded = moments.mean(), rest = (moments.pivot - rounded) + moments.offset;
     const A variance = moments.m2 / count, rstd = A(1) / sqrt(variance + epsilon);
-    const A steepness = scale_factor * rstd * (scale ? scale[parameter] : A(1));
+    const A steepness = scale_factor * rstd * parameters.scale;
     mean[i] = rounded;
     low[i] = rest;
     var[i] = variance;
     slope[i] = steepness;
-    shift[i] = (bias ? bias[parameter] : A(0)) - steepness * rest;
+    shift[i] = parameters.bias - steepness * rest;
   }
 };
 
@@ -115,7 +147,9 @@ struct SumsOf {
     A ct;
   };
   using Turn = M;
-  static constexpr int kReads = 4;
+  static constexpr int kReads = 1;
+  static constexpr int kStages = sizeof(Ct) > sizeof(T) ? 3 : 4;
+  static constexpr int kPieces = 1 + sizeof(Ct) / sizeof(T);
   template <int V>
   struct Raw {
     Elements<T, V> x;
@@ -133,7 +167,15 @@ struct SumsOf {
 
   template <int V>
   __device__ Raw<V> read(int64_t first) const {
-    return {read_elements<V, Cache::keep>(x, first), read_elements<V, Cache::keep>(ct, first)};
+    return {read_elements<V>(x, first), read_elements<V>(ct, first)};
+  }
+  __device__ void start(uint4* pieces, int64_t first) const {
+    start_elements<kVector<T>>(pieces, x, first);
+    start_elements<kVector<T>>(pieces + kChannelThreads, ct, first);
+  }
+  template <int V>
+  __device__ Raw<V> started(const uint4* pieces) const {
+    return {started_elements<T, V>(pieces), started_elements<Ct, V>(pieces + kChannelThreads)};
   }
   template <int V>
   __device__ void unpack(const Raw<V>& raw, Number (&numbers)[V]) const {
@@ -156,7 +198,9 @@ struct SumsOf {
   }
   __device__ void end(M& sums, const Turn& turn, int) const { sums = turn; }
 
-  __device__ void store(int64_t i, const M& sums) const {
+  struct Parameters {};
+  __device__ Parameters parameters(int64_t) const { return {}; }
+  __device__ void store(int64_t i, const M& sums, const Parameters&) const {
     sum[i] = sums.first;
     product[i] = sums.second;
   }
@@ -203,6 +247,7 @@ Status golden_batch_norm_moments(Stream stream, const GoldenBatchNormMoments& ca
         static_cast<A*>(call.slope),
         static_cast<A*>(call.shift),
         static_cast<A>(call.channels.outer * call.channels.inner),
+        device_attribute(cudaDevAttrL2CacheSize) / 3 / int64_t{sizeof(T)},
         call.channels.results() / call.groups,
         call.channels.count,
         static_cast<A>(call.epsilon),

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "barrier.cuh"
-#include "pack.cuh"
+#include "memory.cuh"
 
 namespace syntonic {
 
@@ -33,7 +33,7 @@ struct Sum {
 };
 
 template <class A>
-struct SumPair {
+struct alignas(2 * sizeof(A)) SumPair {  // read and written at once
   A first = 0;
   A second = 0;
 
@@ -47,7 +47,7 @@ struct SumPair {
 // the same reason the mean is held as the unevaluated sum pivot + offset: the rounding of a mean
 // near 10^4 would show in the deviations of merged means.
 template <class A>
-struct Moments {
+struct alignas(16) Moments {
   A count = 0;
   A pivot = 0;
   A offset = 0;
@@ -190,6 +190,58 @@ __device__ Moments<A> across_lanes(const Moments<A>& own, int lanes) {
   const A delta = mean - offset;
   const Sum<A> m2 = across_lanes(Sum<A>{own.m2 + own.count * delta * delta}, lanes);
   return {sums.first, sums.first > A(0) ? pivot : A(0), offset, m2.value};
+}
+
+// Several at once.
+template <class M, int K>
+__device__ M merge_all(const M (&some)[K]) {
+  M merged = some[0];
+#pragma unroll
+  for (int k = 1; k < K; ++k) merged = M::merge(merged, some[k]);
+  return merged;
+}
+
+// By sums, as across lanes.
+template <class A, int K>
+__device__ Moments<A> merge_all(const Moments<A> (&some)[K]) {
+  Moments<A> merged;
+  A sum = 0, mean[K];
+#pragma unroll
+  for (int k = K - 1; k >= 0; --k) {
+    if (some[k].count > A(0)) merged.pivot = some[k].pivot;
+  }
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    mean[k] = some[k].count > A(0) ? (some[k].pivot - merged.pivot) + some[k].offset : A(0);
+    merged.count += some[k].count;
+    sum += some[k].count * mean[k];
+  }
+  merged.offset = quotient(sum, merged.count > A(0) ? merged.count : A(1));
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const A delta = mean[k] - merged.offset;
+    merged.m2 += some[k].m2 + some[k].count * delta * delta;
+  }
+  return merged;
+}
+
+// Of entry(first), entry(first + step), ... short of end, K at a time. They are read without a
+// condition, so that all are on their way at once.
+template <int K, class I, class Entry>
+__device__ auto merge_range(I first, I end, int step, Entry entry) {
+  using M = decltype(entry(first));
+  M merged = {};
+  for (I i = first; i < end; i += I(K) * step) {
+    M some[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) some[k] = entry(i + I(k) * step < end ? i + I(k) * step : i);
+#pragma unroll
+    for (int k = 1; k < K; ++k) {
+      if (i + I(k) * step >= end) some[k] = {};
+    }
+    merged = M::merge(merged, merge_all(some));
+  }
+  return merged;
 }
 
 // What the warps of a block, and of its cluster, leave for each other. Two halves take turns, each

@@ -4,7 +4,8 @@
 namespace syntonic {
 namespace {
 
-constexpr int kPacks = 4;  // a thread and turn
+constexpr int kPacks = 4;       // a thread and turn
+constexpr int kTilesAlone = 4;  // at least for each worker: below, a second launch costs more
 
 // Each block handles tiles member, member + members, ... of its partial.
 template <class T>
@@ -52,8 +53,8 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
     A* sums = static_cast<A*>(call.sums);
     const int64_t tiles = ceil_div(call.count, kVector<T> * kPacks * kMaxThreads);
     const Workers workers =
-        plan_workers(call.partials, tiles, 1, resident_blocks({0, kMaxThreads}, square_sums<T>), 1,
-                     call.scratch_size);
+        plan_workers(call.partials, tiles, kTilesAlone,
+                     resident_blocks({0, kMaxThreads}, square_sums<T>), 1, call.scratch_size);
     // Every partial of an aligned array starts aligned only if partials are whole packs.
     const bool aligned =
         all_aligned(call.x) && (call.partials == 1 || call.count % kVector<T> == 0);

@@ -65,10 +65,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Whether the code of this kernel that the device runs was compiled with clusters in it, which
-// does not follow from the device alone: it may run the PTX of an older architecture.
+// Whether the code of this kernel that the device runs was compiled for 9.0 or later, with clusters
+// and waits for launches in it, which does not follow from the device alone: it may run the PTX of
+// an older architecture.
 template <class K>
-bool has_clusters(K* kernel) {
+bool compiled_for_90(K* kernel) {
   cudaFuncAttributes attributes;
   return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
 }
@@ -92,7 +93,7 @@ RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowT
     const int teams = std::max(1, step->block / team);
     return {held, teams * team, team, tuning.stages, step->early};
   }
-  if (!has_clusters(kernel)) return {0, kMaxThreads, kMaxThreads};
+  if (!compiled_for_90(kernel)) return {0, kMaxThreads, kMaxThreads};
   if (threads > most * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
   int blocks = 2;
   while (threads > blocks * most) blocks *= 2;
@@ -109,17 +110,40 @@ struct Grid {
   int threads;
   int cluster = 1;
   size_t shared = 0;  // bytes of dynamic shared memory
+  // Whether the kernel waits itself, by wait_for_launches, for what was launched before it, and is
+  // ready by then.
+  bool early = false;
 };
 
-inline cudaLaunchConfig_t launch_config(const Grid& grid, cudaLaunchAttribute& attribute) {
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+// Waits until what was launched before this kernel is done and its results are there.
+__device__ inline void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Whether launches that overlap can also be captured into a CUDA graph, as XLA does.
+inline bool captures_early_launches() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
+}
+
+template <class K>
+cudaLaunchConfig_t launch_config(const Grid& grid, K* kernel, cudaLaunchAttribute& attribute) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.dynamicSmemBytes = grid.shared;
   config.attrs = &attribute;
-  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  if (grid.cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    config.numAttrs = 1;
+  } else if (grid.early && compiled_for_90(kernel) && captures_early_launches()) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 1;
+  }
   return config;
 }
 
@@ -127,7 +151,7 @@ template <class... P, class... Q>
 Status launch(Stream stream, const Grid& grid, void (*kernel)(P...), Q&&... arguments) {
   if (grid.blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
   cudaLaunchAttribute attribute = {};
-  cudaLaunchConfig_t config = launch_config(grid, attribute);
+  cudaLaunchConfig_t config = launch_config(grid, kernel, attribute);
   config.stream = stream;
   const Status status = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
   return status == cudaSuccess ? cudaGetLastError() : status;
@@ -149,7 +173,7 @@ int resident_clusters(const Grid& grid, K* kernel) {
   cudaLaunchAttribute attribute = {};
   Grid one = grid;
   one.blocks = grid.cluster;
-  const cudaLaunchConfig_t config = launch_config(one, attribute);
+  const cudaLaunchConfig_t config = launch_config(one, kernel, attribute);
   cudaOccupancyMaxActiveClusters(&count, kernel, &config);
   return count;
 }

@@ -212,7 +212,7 @@ StreamPlan plan_lines(const Planes& shape, K* kernel) {
   plan.lanes = static_cast<int>(std::min<int64_t>(shape.inner, kTileColumns));
   plan.count = shape.groups * shape.outer * ceil_div(shape.inner, plan.lanes);
   const int64_t turns = ceil_div(shape.width * plan.lanes, kPlaneThreads);
-  while (has_clusters(kernel) && plan.blocks < kMaxCluster && turns > 16 * plan.blocks) {
+  while (compiled_for_90(kernel) && plan.blocks < kMaxCluster && turns > 16 * plan.blocks) {
     plan.blocks *= 2;
   }
   return plan;
@@ -239,7 +239,7 @@ ColumnPlan plan_columns(const Planes& shape, int arrays, K* kernel) {
   ColumnPlan plan;
   while (plan.lanes < kColumnLanes && plan.lanes * kVector<T> < shape.inner) plan.lanes *= 2;
   const int64_t pieces = shape.width * plan.lanes;
-  const int most = has_clusters(kernel) ? kMaxCluster : 1;
+  const int most = compiled_for_90(kernel) ? kMaxCluster : 1;
   StagePlan& stage = plan.stage;
   stage.blocks = 1;
   while (stage.blocks < most && pieces * arrays > kStagePieces * stage.blocks) stage.blocks *= 2;

@@ -199,7 +199,7 @@ struct StagePlan {
 template <class K>
 Status load_staged(K* kernel) {
   const Status status = load_ring(kernel);
-  if (status != kSuccess || !has_clusters(kernel)) return status;
+  if (status != kSuccess || !compiled_for_90(kernel)) return status;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
@@ -207,7 +207,7 @@ Status load_staged(K* kernel) {
 template <class K>
 StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
   const int64_t pieces = row_bytes / 16;
-  if (!has_clusters(kernel)) most = 1;
+  if (!compiled_for_90(kernel)) most = 1;
   StagePlan plan = {1};
   const auto crowded = [&](int64_t room) { return pieces * arrays > room * plan.blocks; };
   while (plan.blocks < std::min(most, kMaxCluster) && crowded(kStagePieces)) plan.blocks *= 2;

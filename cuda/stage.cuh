@@ -8,7 +8,7 @@ namespace syntonic {
 
 // Copies kBytes (4, 8 or a multiple of 16) to shared memory in the background, 16-byte pieces
 // `stride` pieces apart; or zeros, where there is nothing to copy.
-template <int kBytes>
+template <int kBytes, Cache kCache = Cache::keep>
 __device__ void copy_async(uint4* shared, int stride, const void* address, bool present) {
 #pragma unroll
   for (int i = 0; i < (kBytes + 15) / 16; ++i) {
@@ -18,7 +18,11 @@ __device__ void copy_async(uint4* shared, int stride, const void* address, bool 
 #if __CUDA_ARCH__ >= 800
     const auto where = static_cast<uint32_t>(__cvta_generic_to_shared(target));
     const int bytes = present ? kPiece : 0;
-    if constexpr (kPiece == 16) {
+    if constexpr (kPiece == 16 && kCache == Cache::passing) {
+      asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(where),
+                   "l"(source), "r"(bytes), "l"(evict_first())
+                   : "memory");
+    } else if constexpr (kPiece == 16) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(where), "l"(source),
                    "r"(bytes)
                    : "memory");

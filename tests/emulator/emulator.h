@@ -151,11 +151,13 @@ constexpr int cudaSuccess = 0;
 constexpr int cudaErrorInvalidValue = 1;
 constexpr int cudaErrorInvalidConfiguration = 9;
 constexpr int cudaLaunchAttributeClusterDimension = 4;
+constexpr int cudaLaunchAttributeProgrammaticStreamSerialization = 6;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
 constexpr int cudaFuncAttributeNonPortableClusterSizeAllowed = 13;
 // Few, so that the workers of a persistent grid have several rows each.
 enum cudaDeviceAttr {  // their values too
   cudaDevAttrMultiProcessorCount = 3,
+  cudaDevAttrL2CacheSize = 4 << 10,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 64 << 10,
 };
 
@@ -169,6 +171,7 @@ struct cudaLaunchAttribute {
     struct {
       unsigned x, y, z;
     } clusterDim;
+    int programmaticStreamSerializationAllowed;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -187,6 +190,7 @@ int cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), Q
   return cudaSuccess;
 }
 inline int cudaGetLastError() { return cudaSuccess; }
+inline int cudaDriverGetVersion(int* version) { return *version = 12030, cudaSuccess; }
 inline int cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline int cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return *value = attribute, cudaSuccess;
