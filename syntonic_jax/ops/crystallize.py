@@ -61,8 +61,9 @@ def crystallize(
     array([ 0.382 , -1.618 ,  5.2361,  0.    ], dtype=float32)
     """
     name = "crystallize"
-    precision = _check.precision(name, precision)
-    _dispatch.check_implementation(name, implementation)
+    # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
+    if type(precision) is not int:
+        precision = _check.precision(name, precision)
     return _crystallize(x, precision, dtype, implementation)
 
 
@@ -91,8 +92,8 @@ def snap_distance(
     array([0.082 , 0.    , 1.7639,    inf], dtype=float32)
     """
     name = "snap_distance"
-    precision = _check.precision(name, precision)
-    _dispatch.check_implementation(name, implementation)
+    if type(precision) is not int:
+        precision = _check.precision(name, precision)
     return _snap_distance(x, precision, implementation)
 
 
@@ -113,6 +114,8 @@ def coefficients(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _crystallize(x, precision, dtype, implementation):
+    precision = _check.precision("crystallize", precision)
+    _dispatch.check_implementation("crystallize", implementation)
     _check.floating("crystallize", x=x)
     x = jnp.asarray(x)
     dtype = _check.result_dtype("crystallize", dtype, x.dtype)
@@ -122,6 +125,8 @@ def _crystallize(x, precision, dtype, implementation):
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _snap_distance(x, precision, implementation):
+    precision = _check.precision("snap_distance", precision)
+    _dispatch.check_implementation("snap_distance", implementation)
     a, b = coefficients("snap_distance", x, precision, implementation)
     x = widen(jnp.asarray(x))
     finite = jnp.isfinite(x)

@@ -190,7 +190,7 @@ def _options(
         axis_index_groups = tuple(map(tuple, axis_index_groups))
     return _Options(
         function,
-        tuple(axis) if isinstance(axis, Sequence) else axis,
+        _check.static_axes(function, axis),
         _check.scale_factor(function, target_variance),
         _check.epsilon(function, epsilon),
         dtype,

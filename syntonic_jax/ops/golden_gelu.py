@@ -40,12 +40,12 @@ def golden_gelu(
     >>> np.asarray(golden_gelu(jnp.array([-1.0, 0.0, 1.0]))).round(4)
     array([-0.1655,  0.    ,  0.8345], dtype=float32)
     """
-    _dispatch.check_implementation("golden_gelu", implementation)
     return _golden_gelu(x, dtype, implementation)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _golden_gelu(x, dtype, implementation):
+    _dispatch.check_implementation("golden_gelu", implementation)
     _check.floating("golden_gelu", x=x)
     x = jnp.asarray(x)
     dtype = _check.result_dtype("golden_gelu", dtype, x.dtype)

@@ -68,16 +68,22 @@ def golden_layer_norm(
     (array([-1.0547, -0.3516,  0.3516,  1.0547], dtype=float32), 0.618)
     """
     name = "golden_layer_norm"
-    epsilon = _check.epsilon(name, epsilon)
-    scale_factor = _check.scale_factor(name, target_variance)
-    _dispatch.check_implementation(name, implementation)
-    axis = tuple(axis) if isinstance(axis, Sequence) else axis
-    return _golden_layer_norm(x, scale, bias, axis, epsilon, scale_factor, dtype, implementation)
+    # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
+    if type(epsilon) is not float:
+        epsilon = _check.epsilon(name, epsilon)
+    if type(target_variance) is not str:
+        _check.scale_factor(name, target_variance)
+    if type(axis) is not int:
+        axis = _check.static_axes(name, axis)
+    return _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, implementation)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7), inline=True)
-def _golden_layer_norm(x, scale, bias, axis, epsilon, scale_factor, dtype, implementation):
+def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, implementation):
     name = "golden_layer_norm"
+    epsilon = _check.epsilon(name, epsilon)
+    scale_factor = _check.scale_factor(name, target_variance)
+    _dispatch.check_implementation(name, implementation)
     _check.floating(name, x=x)
     given = {k: v for k, v in (("scale", scale), ("bias", bias)) if v is not None}
     _check.floating(name, **given)

@@ -98,7 +98,13 @@ def phi_residual(
     >>> np.asarray(phi_residual(jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 4.0]))).round(4)
     array([1.618 , 2.2361, 2.8541, 3.4721], dtype=float32)
     """
-    return _checked("phi_residual", identity, residual, mode, activation, dtype, implementation)
+    name = "phi_residual"
+    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+        return _exact(name, identity, residual, mode, activation, dtype, implementation)
+    # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
+    if type(mode) is not str:
+        mode = check_mode(name, mode)
+    return _phi_residual(identity, residual, name, mode, activation, dtype, implementation)
 
 
 @overload
@@ -138,7 +144,12 @@ def phi_residual_relu(
     >>> np.asarray(phi_residual_relu(jnp.array([1.0, -1.0]), jnp.array([1.0, 1.0]))).round(4)
     array([1.618, 0.   ], dtype=float32)
     """
-    return _checked("phi_residual_relu", identity, residual, mode, "relu", dtype, implementation)
+    name = "phi_residual_relu"
+    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+        return _exact(name, identity, residual, mode, "relu", dtype, implementation)
+    if type(mode) is not str:
+        mode = check_mode(name, mode)
+    return _phi_residual(identity, residual, name, mode, "relu", dtype, implementation)
 
 
 def phi_residual_gelu(
@@ -156,27 +167,30 @@ def phi_residual_gelu(
     >>> np.asarray(phi_residual_gelu(jnp.array([0.0, 1.0]), jnp.zeros(2))).round(4)
     array([0.    , 0.8412], dtype=float32)
     """
-    return _checked("phi_residual_gelu", identity, residual, mode, "gelu", dtype, implementation)
+    name = "phi_residual_gelu"
+    if type(mode) is not str:
+        mode = check_mode(name, mode)
+    return _phi_residual(identity, residual, name, mode, "gelu", dtype, implementation)
 
 
-def _checked(function, identity, residual, mode, activation, dtype, implementation) -> Any:
-    """Checks what is static before jit sees it, so that the message names the function."""
-    mode = check_mode(function, mode)
+def _check_static(function, mode, activation, implementation) -> PhiResidualMode:
     if activation is not None and activation not in _activation.NAMES:
         raise ValueError(
             f"{function}: activation must be None, 'relu', 'gelu' or 'golden_gelu', "
             f"got {activation!r}"
         )
     _dispatch.check_implementation(function, implementation)
-    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
-        return exact_phi_residual(
-            function, identity, residual, mode, activation, dtype, implementation
-        )
-    return _phi_residual(identity, residual, function, mode, activation, dtype, implementation)
+    return check_mode(function, mode)
+
+
+def _exact(function, identity, residual, mode, activation, dtype, implementation):
+    mode = _check_static(function, mode, activation, implementation)
+    return exact_phi_residual(function, identity, residual, mode, activation, dtype, implementation)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6), inline=True)
 def _phi_residual(identity, residual, function, mode, activation, dtype, implementation):
+    mode = _check_static(function, mode, activation, implementation)
     _check.floating(function, identity=identity, residual=residual)
     _check.same_shape(function, identity=identity, residual=residual)
     data_dtype = jnp.result_type(identity, residual)

@@ -69,22 +69,29 @@ def phi_residual_layernorm(
     array([-1.3416, -0.4472,  0.4472,  1.3416], dtype=float32)
     """
     name = "phi_residual_layernorm"
-    mode = check_mode(name, mode)
-    epsilon = _check.epsilon(name, epsilon)
-    scale_factor = _check.scale_factor(name, target_variance)
-    _dispatch.check_implementation(name, implementation)
-    y, *z = _phi_residual_layernorm(
-        identity, residual, scale, bias, mode, epsilon, scale_factor, return_sum, dtype,
+    # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
+    if type(mode) is not str:
+        mode = check_mode(name, mode)
+    if type(epsilon) is not float:
+        epsilon = _check.epsilon(name, epsilon)
+    if type(target_variance) is not str:
+        _check.scale_factor(name, target_variance)
+    return _phi_residual_layernorm(
+        identity, residual, scale, bias, mode, epsilon, target_variance, return_sum, dtype,
         implementation,
     )  # fmt: skip
-    return (y, *z) if return_sum else y
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9), inline=True)
 def _phi_residual_layernorm(
-    identity, residual, scale, bias, mode, epsilon, scale_factor, return_sum, dtype, implementation
-):
+    identity, residual, scale, bias, mode, epsilon, target_variance, return_sum, dtype,
+    implementation,
+):  # fmt: skip
     name = "phi_residual_layernorm"
+    mode = check_mode(name, mode)
+    epsilon = _check.epsilon(name, epsilon)
+    scale_factor = _check.scale_factor(name, target_variance)
+    _dispatch.check_implementation(name, implementation)
     _check.floating(name, identity=identity, residual=residual)
     _check.same_shape(name, identity=identity, residual=residual)
     given = {k: v for k, v in (("scale", scale), ("bias", bias)) if v is not None}
@@ -98,7 +105,7 @@ def _phi_residual_layernorm(
         )
     _check.parameter(name, identity.shape[-1:], **given)
     accumulation = accumulation_dtype(data_dtype)
-    return bind(
+    y, *z = bind(
         phi_residual_layernorm_p,
         identity,
         jnp.asarray(residual, data_dtype),
@@ -114,6 +121,7 @@ def _phi_residual_layernorm(
         groups=0,
         implementation=implementation,
     )
+    return (y, *z) if return_sum else y
 
 
 # ------------------------------------------------------------------------------- reference

@@ -45,15 +45,18 @@ def residual_component_norm(
     >>> residual_component_norm(jnp.array([3.0, 4.0]), "standard")
     Array(5., dtype=float32)
     """
-    name = "residual_component_norm"
-    mode = check_mode(name, mode)
-    _dispatch.check_implementation(name, implementation)
+    # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
+    if type(mode) is not str:
+        mode = check_mode("residual_component_norm", mode)
     return _residual_component_norm(residual, mode, implementation)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _residual_component_norm(residual, mode, implementation):
-    _check.floating("residual_component_norm", residual=residual)
+    name = "residual_component_norm"
+    mode = check_mode(name, mode)
+    _dispatch.check_implementation(name, implementation)
+    _check.floating(name, residual=residual)
     (total,) = bind(sum_of_squares_p, jnp.asarray(residual), kept=0, implementation=implementation)
     # The square root has no derivative at 0; NaN stays NaN.
     zero = total == 0
