@@ -97,12 +97,6 @@ def plain_softmax(x, axis=-1):
     return jax.nn.softmax(wide, axis).astype(x.dtype)
 
 
-def layernorm(*operands, implementation):
-    return syntonic_jax.phi_residual_layernorm(
-        *operands, return_sum=True, implementation=implementation
-    )
-
-
 CHANNELS_LAST = ((64, 56, 56, 256), (256, 14, 14, 1024), (65536, 1024))
 CHANNELS_FIRST = ((64, 256, 56, 56), (256, 1024, 14, 14))
 INNER_AXIS = ((512, 4096, 64), (15420, 512, 17))
@@ -111,7 +105,11 @@ CLASSES = ((2670, 50257), (883, 151936))
 OPERATIONS = {
     # reads identity and residual, writes y and z; backward reads z and the cotangents of y and z,
     # writes those of identity and residual
-    "phi_residual_layernorm": Operation(layernorm, plain_layernorm, 2, 2, 4, 5, by_width=True),
+    "phi_residual_layernorm": Operation(
+        functools.partial(syntonic_jax.phi_residual_layernorm, return_sum=True),
+        *(plain_layernorm, 2, 2, 4, 5),
+        by_width=True,
+    ),
     "golden_layer_norm": Operation(
         *(syntonic_jax.golden_layer_norm, plain_golden_layer_norm, 1, 2, 2, 3),
         by_width=True,
@@ -194,7 +192,7 @@ class Case(NamedTuple):
         operation = OPERATIONS[self.op]
         if self.implementation == "xla":
             return operation.plain
-        return lambda *operands: operation.ours(*operands, implementation=self.implementation)
+        return functools.partial(operation.ours, implementation=self.implementation)
 
     def operands(self, seed: int) -> tuple[jax.Array, ...]:
         operation = OPERATIONS[self.op]
