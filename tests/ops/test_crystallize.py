@@ -202,6 +202,7 @@ def test_coefficients_have_no_derivative():
 @pytest.mark.parametrize("f", [crystallize, snap_distance, GoldenArray.from_float])
 def test_precision_is_checked(f):
     name = f.__qualname__
+    f(jnp.ones(2), 1)  # to jit's cache, 1 equals the first two
     for wrong in (1.0, True, "100", None, jnp.int32(3)):
         with pytest.raises(TypeError, match=rf"{name}: precision must be .*integer.*, got "):
             f(jnp.ones(2), wrong)

@@ -270,8 +270,9 @@ def test_axes_that_are_not_distinct_axes_of_x(name, axis):
 
 
 @both
-@pytest.mark.parametrize("axis", [1.0, "last", None, (0, 1.5)], ids=str)
+@pytest.mark.parametrize("axis", [-1.0, True, "last", None, (0, 1.5)], ids=str)
 def test_axes_that_are_no_integers(name, axis):
+    FUNCTIONS[name](X, axis=-1)  # to jit's cache, -1 equals the first
     with pytest.raises(TypeError, match=rf"{name}: axis .*got"):
         FUNCTIONS[name](X, axis=axis)
 
