@@ -51,18 +51,18 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
   const bool works = row_of_thread < rows_at_once && column < width;
   int left = works ? static_cast<int>(plan.each + (turn < plan.rest)) : 0;
   int64_t place = (plan.each * step + plan.rest - 1 - turn) * width + column;
-  // Only the last row, which is the first to be taken, may end early.
+  // Only the last row may end early; who would begin with it takes its elements one by one, last.
   const bool ragged = left > 0 && place + N > elements;
   const int64_t last = place;
   if (ragged) --left, place -= step * width;
 
-  typename F::Channel channel[N];
+  typename F::Channel channel[N] = {};
   const int64_t column_of_row = plan.fold == 1 ? column : column % row_width;
   int64_t i = inner == 1 ? column_of_row : column_of_row / inner;
   int rest = static_cast<int>(column_of_row - i * inner);
 #pragma unroll
   for (int e = 0; e < N; ++e) {
-    channel[e] = f.channel(partial, i);
+    if (works) channel[e] = f.channel(partial, i);
     if (++rest == inner) rest = 0, i = i + 1 == shape.count ? 0 : i + 1;
   }
   M found[N] = {};
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kChannelThreads, 4)
 // ---- merging ----
 
 constexpr int kMergeWarps = 4;  // of a block
-constexpr int kMergeRows = 9;   // a lane and turn: all that there are on most devices
+constexpr int kMergeRows = 9;   // a lane and turn: all, where a channel has a worker a block
 
 // entries[partial][rows][channels] -> one result for each channel of each partial, a warp on each.
 template <class F>
@@ -259,11 +259,13 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
     status = launch(stream, {shape.partials * plan.members * plan.tiles, kChannelThreads},
                     reduce_columns<F>, f, shape, plan, entries);
   } else {
-    const int by = std::min(vector, power_in(shape.inner, N));
+    // Whole packs, halves of them, or one by one.
+    const int fits = std::min(vector, power_in(shape.inner, N));
+    const int by = fits * 2 < N ? 1 : fits;
     if (shape.inner / by > kMaxGrid - kChannelThreads) return cudaErrorInvalidValue;
-    const auto kernel = by == N       ? reduce_planes<F, N>
-                        : by * 2 == N ? reduce_planes<F, (N + 1) / 2>
-                                      : reduce_planes<F, 1>;
+    const auto kernel = by == N  ? reduce_planes<F, N>
+                        : by > 1 ? reduce_planes<F, (N + 1) / 2>
+                                 : reduce_planes<F, 1>;
     const int64_t resident = resident_blocks(Grid{0, kChannelThreads}, kernel);
     plan.packs = static_cast<int>(shape.inner / by);
     plan.members = std::max<int64_t>(

@@ -307,7 +307,7 @@ class Reducer {
     const int warps = team_.warps(), entries = warps * team_.blocks;
     const Entry* const entry = shared_.entry[turn_ & 1] + team_.index * warps;
     const auto read = [&](int i) {
-      const Entry one = entry[i];
+      alignas(M) const Entry one = entry[i];
       return reinterpret_cast<const M&>(one);
     };
     // Those of one block fit a half-warp: both do the same.

@@ -5,7 +5,7 @@ namespace syntonic {
 namespace {
 
 constexpr int kPacks = 4;       // a thread and turn
-constexpr int kTilesAlone = 4;  // at least for each worker: below, a second launch costs more
+constexpr int kTilesAlone = 4;  // at least for each of several workers, who cost a second launch
 
 // Each block handles tiles member, member + members, ... of its partial.
 template <class T>
@@ -53,7 +53,7 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
     A* sums = static_cast<A*>(call.sums);
     const int64_t tiles = ceil_div(call.count, kVector<T> * kPacks * kMaxThreads);
     const Workers workers =
-        plan_workers(call.partials, tiles, kTilesAlone,
+        plan_workers(call.partials, std::max<int64_t>(1, tiles / kTilesAlone), 1,
                      resident_blocks({0, kMaxThreads}, square_sums<T>), 1, call.scratch_size);
     // Every partial of an aligned array starts aligned only if partials are whole packs.
     const bool aligned =

@@ -1,8 +1,8 @@
 """Argument checks. A message names the function, the argument, what was expected and what came.
 
 Public functions check arguments where they are traced, so that an eager call costs one frame of
-Python beside jit's own dispatch. Before it they check only static arguments that are not of the
-usual type: jit could not hash them, or would take 1.0 for 1.
+Python beside jit's own dispatch. Before it they check only modes, numbers and axes of another than
+the usual type: jit could not hash them, or would take 1.0 for 1.
 """
 
 from __future__ import annotations

@@ -134,6 +134,8 @@ def test_layernorm(shape, dtype, rng):
         ((40, 2, 8, 8), 1),
         ((40, 12, 14, 14), 1),
         ((150, 16, 7, 7), 1),
+        ((4, 5, 3, 2), 1),  # planes of whole pairs of numbers, and of no more
+        ((5, 3, 7, 14), 1),
     ],
     ids=str,
 )

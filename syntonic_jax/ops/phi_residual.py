@@ -168,6 +168,8 @@ def phi_residual_gelu(
     array([0.    , 0.8412], dtype=float32)
     """
     name = "phi_residual_gelu"
+    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+        return _exact(name, identity, residual, mode, "gelu", dtype, implementation)
     if type(mode) is not str:
         mode = check_mode(name, mode)
     return _phi_residual(identity, residual, name, mode, "gelu", dtype, implementation)

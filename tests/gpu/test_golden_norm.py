@@ -34,6 +34,8 @@ SHAPES = [  # of rows, channels last and channels first, and the feature axis
     ((1, 97, 28, 28), 1),
     ((129, 251, 1), 1),
     ((3, 5, 300, 301), 1),
+    ((4, 5, 3, 2), 1),  # planes of whole pairs of numbers, and of no more
+    ((33, 3, 7, 14), 1),
 ]
 WIDTHS = (1, 7, 33, 768, 1000, 4096, 16384, 65536)
 # Shape, feature axis, and how much of the first axis is added up at a time in float64.
