@@ -185,7 +185,7 @@ def _check_static(function, mode, activation, implementation) -> PhiResidualMode
     return check_mode(function, mode)
 
 
-def _exact(function, identity, residual, mode, activation, dtype, implementation):
+def _exact(function, identity, residual, mode, activation, dtype, implementation) -> Any:
     mode = _check_static(function, mode, activation, implementation)
     return exact_phi_residual(function, identity, residual, mode, activation, dtype, implementation)
 
