@@ -384,14 +384,13 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <Pull kPull, class T>
 Status sum_columns(Stream stream, const PullArguments<T>& arguments, bool aligned, int64_t partials,
                    Acc<T>* d_bias, Acc<T>* scratch, int64_t scratch_size) {
-  using A = Acc<T>;
   const int64_t tiles = ceil_div(arguments.width, kVector<T> * kWarp);
   const int64_t resident =
       ceil_div(resident_blocks(Grid{0, kMaxThreads}, pull_columns<kPull, T>), tiles);
   const Workers workers = plan_workers(partials, arguments.rows / partials, kMaxThreads / kWarp,
                                        resident, arguments.width, scratch_size);
-  return gather_columns(stream, workers, arguments.width, FoldTargets<A>{d_bias, nullptr}, scratch,
-                        [&](const FoldTargets<A>& sums, int64_t stride) {
+  return gather_columns(stream, workers, arguments.width, FoldTargets<Acc<T>>{d_bias, nullptr},
+                        scratch, [&](const FoldTargets<Acc<T>>& sums, int64_t stride) {
                           const int64_t blocks = tiles * workers.partials * workers.members;
                           return launch(stream, {blocks, kMaxThreads}, pull_columns<kPull, T>,
                                         arguments, workers, sums.first, stride, aligned);
