@@ -29,6 +29,7 @@ class Operation(NamedTuple):
     axis: int = -1  # of the parameters
     shapes: tuple[tuple[int, ...], ...] = ()  # instead of rows of some width
     dtypes: tuple[str, ...] = ("bfloat16", "float32", "float16")
+    mixed: bool = False  # whether the default is part kernel, part XLA: a third way forward
 
 
 def plain_layernorm(identity, residual, scale, bias):
@@ -77,6 +78,14 @@ def batch_norm(*operands, axis=-1, implementation):
     return syntonic_jax.golden_batch_norm(*operands, axis=axis, implementation=implementation)[0]
 
 
+def plain_batch_norm_relu(*operands):
+    return jax.nn.relu(plain_batch_norm(*operands))
+
+
+def batch_norm_relu(*operands, implementation):
+    return jax.nn.relu(batch_norm(*operands, implementation=implementation))
+
+
 def plain_cross_entropy(logits, labels):
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     chosen = jnp.take_along_axis(wide, labels[:, None], -1)[:, 0]
@@ -120,6 +129,7 @@ OPERATIONS = {
         *(batch_norm, plain_batch_norm, 1, 2, 3, 5),
         shapes=CHANNELS_LAST,
         dtypes=("bfloat16", "float32"),
+        mixed=True,
     ),
     "golden_batch_norm, channels first": Operation(
         functools.partial(batch_norm, axis=1),
@@ -128,6 +138,14 @@ OPERATIONS = {
         axis=1,
         shapes=CHANNELS_FIRST,
         dtypes=("bfloat16", "float32"),
+        mixed=True,
+    ),
+    # what the default is for: no less is read or written, where the activation is fused
+    "golden_batch_norm, then relu": Operation(
+        *(batch_norm_relu, plain_batch_norm_relu, 1, 2, 3, None),
+        shapes=CHANNELS_LAST[:1],
+        dtypes=("bfloat16", "float32"),
+        mixed=True,
     ),
     "syntonic_softmax": Operation(
         syntonic_jax.syntonic_softmax, plain_softmax, 1, 0, 2, 3, by_width=True
@@ -192,7 +210,8 @@ class Case(NamedTuple):
         operation = OPERATIONS[self.op]
         if self.implementation == "xla":
             return operation.plain
-        return functools.partial(operation.ours, implementation=self.implementation)
+        implementation = None if self.implementation == "default" else self.implementation
+        return functools.partial(operation.ours, implementation=implementation)
 
     def operands(self, seed: int) -> tuple[jax.Array, ...]:
         operation = OPERATIONS[self.op]
@@ -268,5 +287,6 @@ def cases(
             rows = [(max(1, elements // width), width) for width in widths_of]
             for shape in [fitted(s, elements, operation.axis) for s in operation.shapes] or rows:
                 for direction in directions:
-                    for implementation in implementations:
+                    third = operation.mixed and direction == "forward" and "cuda" in implementations
+                    for implementation in implementations + ["default"] * third:
                         yield Case(op, direction, dtype, shape, implementation)

@@ -89,6 +89,11 @@ def for_implementation(results: dict[str, Any]) -> str:
             size = " × ".join(map(str, shape))
             times = [f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.2f}"]
             rows.append([f"`{op}`", direction, dtype, size, *times])
+    mixed = [["operation", "type", "shape", "`'cuda'`, ms", "`None`, ms", "jnp, ms"]]
+    for (op, _, dtype, shape), ways in by_case.items():
+        if {"cuda", "default", "xla"} <= set(ways):
+            times = [f"{ways[i]['ms']:.3f}" for i in ("cuda", "default", "xla")]
+            mixed.append([f"`{op}`", dtype, " × ".join(map(str, shape)), *times])
     small_calls = results.get("latencies", [])
     compared = any("us_over_xla" in r for r in small_calls)
     calls = [["operation", "called", "implementation", "µs a call"]]
@@ -100,6 +105,8 @@ def for_implementation(results: dict[str, Any]) -> str:
     small = " × ".join(map(str, results["latencies"][0]["shape"]))
     return (
         f"On one {results['device']} ({source(results)}):\n\n{markdown(rows)}\n"
+        "Forward, where `None` leaves y to XLA's fusions and takes kernels for what is summed:\n\n"
+        f"{markdown(mixed)}\n"
         f"Small calls, {small} in {MAIN_DTYPE}, forward:\n\n{markdown(calls)}"
     )
 
@@ -182,7 +189,11 @@ def draw_by_width(axes, records: dict[str, dict[int, dict[str, Any]]], direction
 
 
 def draw_elementwise(axes, results: dict[str, Any]) -> None:
-    chosen = [r for r in results["records"] if r["dtype"] == MAIN_DTYPE and r["op"] != MAIN_OP]
+    chosen = [
+        r
+        for r in results["records"]
+        if r["dtype"] == MAIN_DTYPE and r["op"] != MAIN_OP and r["implementation"] in COLOURS
+    ]
 
     def label(r: dict[str, Any]) -> str:
         several = len({tuple(c["shape"]) for c in chosen if c["op"] == r["op"]}) > 1

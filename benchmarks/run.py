@@ -14,6 +14,8 @@ ideal_bytes  each array read once, each result written once
 tbs, share   ideal bytes over time, in TB/s, and over that of a device-to-device copy in this run
 launches     operations of the compiled program that run on the device; a custom call counts once
 peak_bytes   arguments, results and temporaries of the compiled program
+
+The implementation is `cuda` (kernels), `xla` (plain jnp) or, where None is neither, `default`.
 """
 
 import argparse

@@ -23,48 +23,80 @@ struct ChannelPlan {
 
 // ---- tiles of [outer, channels * inner], every thread on columns of its own ----
 
-// One block works on a tile of columns, some whole channels of `inner` columns each, of `fold` rows
-// side by side, and on every members-th group of such rows. It leaves [partial, member, row of the
-// fold, channel].
+// A block works on a tile of columns, some whole channels of `inner` columns each, of `fold` rows
+// side by side; several blocks, the members of a partial, share its rows. A thread keeps to a pack
+// of columns.
+template <int N>
+struct ColumnTile {
+  unsigned unit;  // partial * members + member
+  unsigned partial;
+  int64_t member;
+  int rows_at_once;
+  int row_of_thread;
+  int64_t width;     // of the rows
+  int64_t elements;  // of a partial
+  int64_t first;     // column of the tile
+  int64_t column;    // of the pack
+  bool works;        // whether this thread has one
+
+  __device__ ColumnTile(const Channels& shape, const ChannelPlan& plan) {
+    const unsigned tiles = plan.tiles, members = plan.members, packs = plan.packs;
+    const unsigned threads = kChannelThreads, thread = threadIdx.x, row = thread / packs;
+    unit = blockIdx.x / tiles, partial = unit / members;
+    member = unit - partial * members;
+    rows_at_once = threads / packs, row_of_thread = row;
+    width = shape.count * shape.inner * plan.fold;
+    elements = shape.outer * shape.count * shape.inner;
+    first = int64_t{blockIdx.x - unit * tiles} * packs * N;
+    column = first + (thread - row * packs) * N;
+    works = row_of_thread < rows_at_once && column < width;
+  }
+
+  // Calls body(element of the pack, its channel).
+  template <class Body>
+  __device__ void for_channels(const Channels& shape, const ChannelPlan& plan, Body body) const {
+    const int inner = static_cast<int>(shape.inner);
+    const int64_t of_row = plan.fold == 1 ? column : column % (shape.count * inner);
+    int64_t channel = inner == 1 ? of_row : of_row / inner;
+    int place = static_cast<int>(of_row - channel * inner);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      body(e, channel);
+      if (++place == inner) place = 0, channel = channel + 1 == shape.count ? 0 : channel + 1;
+    }
+  }
+};
+
+// Every member takes every members-th group of rows, and leaves [partial, member, row of the fold,
+// channel].
 template <class F>
 __global__ void __launch_bounds__(kChannelThreads, 2)
     reduce_columns(const F f, const Channels shape, const ChannelPlan plan,
                    typename F::M* entries) {
+  wait_for_launches();
   using M = typename F::M;
   constexpr int N = kVector<typename F::T>;
   using Found = M[N][kChannelThreads + 1];  // one more: other banks for another e
   constexpr int kFound = (sizeof(Found) + 15) / 16;
   __shared__ uint4 stages[kStagePieces<F> > kFound ? kStagePieces<F> : kFound];
   Found& shared = reinterpret_cast<Found&>(stages);
-  const unsigned tiles = plan.tiles, unit = blockIdx.x / tiles;
-  const unsigned members = plan.members, partial = unit / members;
-  const unsigned packs = plan.packs, rows_at_once = kChannelThreads / packs;
-  const unsigned thread = threadIdx.x, row_of_thread = thread / packs;
-  const int inner = static_cast<int>(shape.inner);
-  const int64_t row_width = shape.count * inner;
-  const int64_t width = row_width * plan.fold;
-  const int64_t elements = shape.outer * row_width;  // of a partial
-  const int64_t tile = int64_t{blockIdx.x - unit * tiles} * packs * N;
-  const int64_t column = tile + (thread - row_of_thread * packs) * N;
-  const int64_t step = int64_t{members} * rows_at_once;
-  const int64_t turn = int64_t{unit - partial * members} * rows_at_once + row_of_thread;
-  const bool works = row_of_thread < rows_at_once && column < width;
-  int left = works ? static_cast<int>(plan.each + (turn < plan.rest)) : 0;
-  int64_t place = (plan.each * step + plan.rest - 1 - turn) * width + column;
+  const ColumnTile<N> tile(shape, plan);
+  const unsigned partial = tile.partial, thread = threadIdx.x;
+  const int packs = plan.packs, inner = static_cast<int>(shape.inner);
+  const int rows_at_once = tile.rows_at_once;
+  const int64_t width = tile.width, elements = tile.elements, step = plan.members * rows_at_once;
+  const int64_t turn = tile.member * rows_at_once + tile.row_of_thread;
+  int left = tile.works ? static_cast<int>(plan.each + (turn < plan.rest)) : 0;
+  int64_t place = (plan.each * step + plan.rest - 1 - turn) * width + tile.column;
   // Only the last row may end early; who would begin with it takes its elements one by one, last.
   const bool ragged = left > 0 && place + N > elements;
   const int64_t last = place;
   if (ragged) --left, place -= step * width;
 
   typename F::Channel channel[N] = {};
-  const int64_t column_of_row = plan.fold == 1 ? column : column % row_width;
-  int64_t i = inner == 1 ? column_of_row : column_of_row / inner;
-  int rest = static_cast<int>(column_of_row - i * inner);
-#pragma unroll
-  for (int e = 0; e < N; ++e) {
-    if (works) channel[e] = f.channel(partial, i);
-    if (++rest == inner) rest = 0, i = i + 1 == shape.count ? 0 : i + 1;
-  }
+  tile.for_channels(shape, plan, [&](int e, int64_t i) {
+    if (tile.works) channel[e] = f.channel(partial, i);
+  });
   M found[N] = {};
   const auto next = [&] {
     const int64_t first = partial * elements + place;
@@ -102,9 +134,9 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
   while (lanes < kWarp && 2 * lanes * channels <= kChannelThreads) lanes *= 2;
   for (int first = 0; first < channels; first += kChannelThreads / lanes) {
     const int of_tile = first + static_cast<int>(thread) / lanes;
-    const int64_t result = (inner == 1 ? tile : tile / inner) + of_tile;
+    const int64_t result = (inner == 1 ? tile.first : tile.first / inner) + of_tile;
     const bool exists = of_tile < channels && result < results;
-    const int count = exists ? static_cast<int>(rows_at_once) * pieces : 0;
+    const int count = exists ? rows_at_once * pieces : 0;
     const auto entry = [&](int j) -> M {
       const int row = pieces == 1 ? j : j / pieces;
       const int piece = of_tile * pieces + j - row * pieces;
@@ -112,7 +144,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     };
     const M merged =
         across_lanes(merge_range<8>(static_cast<int>(thread) % lanes, count, lanes, entry), lanes);
-    if (exists && thread % lanes == 0) entries[unit * results + result] = merged;
+    if (exists && thread % lanes == 0) entries[tile.unit * results + result] = merged;
   }
 }
 
@@ -122,6 +154,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
 template <class F, int V>
 __global__ void __launch_bounds__(kChannelThreads, 4)
     reduce_planes(const F f, const Channels shape, const ChannelPlan plan, typename F::M* entries) {
+  wait_for_launches();
   using M = typename F::M;
   __shared__ Exchange<M, 1> exchange;
   const Team team(kChannelThreads);
@@ -177,6 +210,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   const int64_t result = int64_t{blockIdx.x} * kMergeWarps + threadIdx.x / kWarp;
   if (result >= shape.partials * shape.count) return;
   const int64_t partial = result / shape.count, channel = result % shape.count;
+  // These are older than the launch before, which has itself waited for them.
   const auto parameters = f.parameters(result);
   const M* own = entries + partial * rows * shape.count + channel;
   wait_for_launches();
@@ -195,7 +229,7 @@ inline int power_in(int64_t n, int most) {
 }
 
 // Tiles of columns, if every row of channels begins a pack of N elements and channels are narrow
-// enough. Otherwise there are no packs.
+// enough. Otherwise there are no packs. Of a channel, no more than `room` workers find something.
 template <int N>
 ChannelPlan plan_columns(const Channels& shape, int64_t room) {
   ChannelPlan plan;
@@ -207,18 +241,19 @@ ChannelPlan plan_columns(const Channels& shape, int64_t room) {
     plan.packs = kWarp;
     plan.fold = width < kTile ? kTile / power_in(width, kTile) : whole;
     if (plan.fold > std::min(shape.outer, room)) plan.fold = whole;
+    plan.tiles = ceil_div(width * plan.fold, int64_t{plan.packs} * N);
     return plan;
   }
   int64_t channels = N / power_in(shape.inner, N);  // that make whole packs
   if (width % N != 0 || channels * shape.inner / N > kChannelThreads) return {};
   while (2 * channels * shape.inner / N <= kChannelThreads && channels < shape.count) channels *= 2;
   plan.packs = static_cast<int>(channels * shape.inner / N);
+  plan.tiles = ceil_div(width, int64_t{plan.packs} * N);
   return plan;
 }
 
-// How many members leave the fewest blocks without work while the last ones are at theirs. Where
-// blocks walk alone, two waves of them are best: fewer wait long for the last, more begin and end
-// too often.
+// How many members leave the fewest blocks without work while the last ones are at theirs, in
+// `waves` of as many blocks as run at once.
 inline int64_t even_members(int64_t tiles, int64_t resident, int waves) {
   const int64_t least = std::max<int64_t>(1, waves * resident / tiles);
   int64_t best = least;
@@ -246,11 +281,9 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
   ChannelPlan plan = vector == N ? plan_columns<N>(shape, room) : ChannelPlan{};
   Status status;
   if (plan.packs > 0) {
-    const int64_t width = shape.count * shape.inner * plan.fold;
     const int64_t rows = ceil_div(shape.outer, plan.fold);
     const int64_t rows_at_once = kChannelThreads / plan.packs;
     const int64_t resident = resident_blocks(Grid{0, kChannelThreads}, reduce_columns<F>);
-    plan.tiles = ceil_div(width, int64_t{plan.packs} * N);
     plan.members =
         std::max<int64_t>(1, std::min({even_members(shape.partials * plan.tiles, resident, 1),
                                        room / plan.fold, ceil_div(rows, rows_at_once)}));
@@ -268,8 +301,10 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
                                  : reduce_planes<F, 1>;
     const int64_t resident = resident_blocks(Grid{0, kChannelThreads}, kernel);
     plan.packs = static_cast<int>(shape.inner / by);
+    // Eight waves even out how fast blocks of planes are; those of a single one all wait for the
+    // last.
     plan.members = std::max<int64_t>(
-        1, std::min({even_members(shape.results(), resident, 2), room, shape.outer,
+        1, std::min({even_members(shape.results(), resident, 8), room, shape.outer,
                      shape.outer * shape.inner / (int64_t{by} * kChannelThreads)}));
     plan.each = shape.outer / plan.members;
     plan.rest = shape.outer % plan.members;
@@ -277,9 +312,8 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
                     plan, entries);
   }
   if (status != kSuccess) return status;
-  Grid grid = {ceil_div(shape.results(), int64_t{kMergeWarps}), kMergeWarps * kWarp};
-  grid.early = true;
-  return launch(stream, grid, merge_channels<F>, f, entries, plan.members * plan.fold, shape);
+  return launch(stream, {ceil_div(shape.results(), int64_t{kMergeWarps}), kMergeWarps * kWarp},
+                merge_channels<F>, f, entries, plan.members * plan.fold, shape);
 }
 
 template <class F>

@@ -89,9 +89,8 @@ Status fold(Stream stream, const A* sums, int64_t partials, int64_t members, int
             const FoldTargets<A>& target) {
   const int64_t columns = width * ((target.first != nullptr) + (target.second != nullptr));
   const int64_t blocks = partials * ceil_div(columns, kFoldColumns);
-  Grid grid = {blocks, kFoldColumns * kFoldLanes};
-  grid.early = true;
-  return launch(stream, grid, fold_columns<A>, sums, members, width, columns, target);
+  return launch(stream, {blocks, kFoldColumns * kFoldLanes}, fold_columns<A>, sums, members, width,
+                columns, target);
 }
 
 // Launches `sum` on workers, and folds what they leave in the scratch memory where more than one

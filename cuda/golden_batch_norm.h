@@ -49,7 +49,20 @@ struct GoldenBatchNormSums {
 constexpr int64_t kSumsScratch = 2;
 Status golden_batch_norm_sums(Stream stream, const GoldenBatchNormSums& call);
 
+// y = slope * (x - mean) + shift.
+struct GoldenBatchNormNormalise {
+  const void* x;      // dtype, channels
+  const void* mean;   // acc, one row of channels per partial
+  const void* slope;  // acc, likewise
+  const void* shift;  // acc, likewise
+  void* y;            // dtype, channels
+  DType dtype;
+  Channels channels;
+};
+Status golden_batch_norm_normalise(Stream stream, const GoldenBatchNormNormalise& call);
+
 // Loads the kernels onto the current device: needed before the first launch there.
 Status load_golden_batch_norm(DType dtype);
+Status load_golden_batch_norm_normalise(DType dtype);
 
 }  // namespace syntonic

@@ -30,6 +30,7 @@ __device__ void map_tile(const M& map, int64_t start, int end) {
 template <class M>
 __global__ void __launch_bounds__(kMapThreads)
     map_kernel(const M map, int64_t count, bool aligned) {
+  wait_for_launches();
   constexpr int kTile = kVector<typename M::T> * M::kPacks * kMapThreads;
   const int64_t start = int64_t{blockIdx.x} * kTile;
   // The last tile may end within a pack.

@@ -130,6 +130,7 @@ constexpr int blocks_at_once(bool aligned) {
 template <class T, int K, bool kAligned>
 __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(kAligned))
     normalise(const Arguments<T> a) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr bool kShifted = !kAligned && K > 2;  // narrow rows are mostly edges
@@ -190,6 +191,7 @@ __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(k
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     normalise_stream(const Arguments<T> a, bool aligned) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Moments<A>, kMaxCluster> shared;

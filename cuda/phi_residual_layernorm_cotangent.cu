@@ -38,6 +38,7 @@ template <class T, int K, bool kAligned, bool kEarly = false>
 __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2 : 1)
     pull_back(const Arguments<T> a, const Workers workers, const Sums<Acc<T>> sums,
               const int stages) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr bool kHoldScale = K <= 2;  // more would not fit into the registers
@@ -160,6 +161,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     pull_back_stream(const Arguments<T> a, bool aligned) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<SumPair<A>> exchange;
@@ -207,6 +209,7 @@ template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     pull_back_columns(const Arguments<T> a, const Workers workers, const Sums<Acc<T>> sums,
                       bool aligned) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr int kTile = N * kWarp;

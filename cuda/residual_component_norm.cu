@@ -11,6 +11,7 @@ constexpr int kTilesAlone = 4;  // at least for each of several workers, who cos
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     square_sums(const T* x, Acc<T>* sums, const Workers workers, int64_t count, bool aligned) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Sum<A>> shared;

@@ -110,12 +110,11 @@ struct Grid {
   int threads;
   int cluster = 1;
   size_t shared = 0;  // bytes of dynamic shared memory
-  // Whether the kernel waits itself, by wait_for_launches, for what was launched before it, and is
-  // ready by then.
-  bool early = false;
 };
 
-// Waits until what was launched before this kernel is done and its results are there.
+// Waits until what was launched before this kernel is done and its results are there. Every kernel
+// does so before it reads or writes anything: it is launched while the last blocks before it
+// finish, which hides its launch.
 __device__ inline void wait_for_launches() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -123,37 +122,42 @@ __device__ inline void wait_for_launches() {
 }
 
 // Whether launches that overlap can also be captured into a CUDA graph, as XLA does.
-inline bool captures_early_launches() {
+inline bool captures_overlapping_launches() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
 }
 
-template <class K>
-cudaLaunchConfig_t launch_config(const Grid& grid, K* kernel, cudaLaunchAttribute& attribute) {
+// How a kernel is launched; it points into itself.
+struct Launch {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
-  config.dynamicSmemBytes = grid.shared;
-  config.attrs = &attribute;
-  if (grid.cluster > 1) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-    config.numAttrs = 1;
-  } else if (grid.early && compiled_for_90(kernel) && captures_early_launches()) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2];
+
+  template <class K>
+  Launch(const Grid& grid, K* kernel) {
+    config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+    config.dynamicSmemBytes = grid.shared;
+    config.attrs = attributes;
+    if (grid.cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    }
+    if (compiled_for_90(kernel) && captures_overlapping_launches()) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
   }
-  return config;
-}
+  Launch(const Launch&) = delete;
+};
 
 template <class... P, class... Q>
 Status launch(Stream stream, const Grid& grid, void (*kernel)(P...), Q&&... arguments) {
   if (grid.blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
-  cudaLaunchAttribute attribute = {};
-  cudaLaunchConfig_t config = launch_config(grid, kernel, attribute);
-  config.stream = stream;
-  const Status status = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+  Launch launch(grid, kernel);
+  launch.config.stream = stream;
+  const Status status = cudaLaunchKernelEx(&launch.config, kernel, P(arguments)...);
   return status == cudaSuccess ? cudaGetLastError() : status;
 }
 
@@ -170,11 +174,10 @@ Status load_kernels(K*... kernels) {
 template <class K>
 int resident_clusters(const Grid& grid, K* kernel) {
   int count = 0;
-  cudaLaunchAttribute attribute = {};
   Grid one = grid;
   one.blocks = grid.cluster;
-  const cudaLaunchConfig_t config = launch_config(one, kernel, attribute);
-  cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  const Launch launch(one, kernel);
+  cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config);
   return count;
 }
 

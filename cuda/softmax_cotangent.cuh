@@ -156,6 +156,7 @@ struct PullRow {
 template <Pull kPull, bool kPlain, class T, int K>
 __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
     pull_rows(const PullArguments<T> a, const Workers workers, Acc<T>* sums, int64_t stride) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Sum<A>> exchange;
@@ -228,6 +229,7 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
 // cotangents. A thread copies and reads only packs of its own.
 template <Pull kPull, class T>
 __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArguments<T> a) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   extern __shared__ uint4 pieces[];
@@ -288,6 +290,7 @@ __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArgume
 template <Pull kPull, class T>
 __global__ void __launch_bounds__(kStreamThreads)
     pull_stream(const PullArguments<T> a, bool vector) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<Sum<A>> exchange;
@@ -337,6 +340,7 @@ template <Pull kPull, class T>
 __global__ void __launch_bounds__(kMaxThreads)
     pull_columns(const PullArguments<T> a, const Workers workers, Acc<T>* sums, int64_t stride,
                  bool aligned) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   constexpr int kTile = N * kWarp;

@@ -27,6 +27,7 @@ struct Arguments {
 template <bool kPlain, class T>
 __global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
     cross_entropy_rows(const Arguments<T> a, bool vector) {
+  wait_for_launches();
   using A = Acc<T>;
   __shared__ Exchange<MaxSum<A>, 1> exchange;
   const Team team(a.team);
@@ -64,6 +65,7 @@ constexpr int kPiecePacks = 4;  // of a thread
 template <bool kPlain, class T>
 __global__ void __launch_bounds__(kPieceThreads, 4)
     pull_pieces(const PullArguments<T> a, int pieces, bool vector) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   const int thread = static_cast<int>(threadIdx.x), teams = kPieceThreads / a.team;

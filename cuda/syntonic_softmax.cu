@@ -22,6 +22,7 @@ using Arguments = SoftmaxArguments<T>;
 // Aligned rows of whole packs, K packs a thread.
 template <bool kPlain, class T, int K>
 __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(const Arguments<T> a) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<MaxSum<A>> exchange;
@@ -94,6 +95,7 @@ __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(cons
 // through it. A thread copies and reads only packs of its own.
 template <bool kPlain, class T>
 __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Arguments<T> a) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   extern __shared__ uint4 pieces[];
@@ -201,6 +203,7 @@ __global__ void __launch_bounds__(kStageThreads, 3) softmax_staged(const Argumen
 template <class T>
 __global__ void __launch_bounds__(kStreamThreads)
     softmax_stream(const Arguments<T> a, bool vector) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   __shared__ Exchange<MaxSum<A>> exchange;

@@ -10,6 +10,7 @@ using Arguments = SoftmaxArguments<T>;
 template <bool kPlain, class T>
 __global__ void __launch_bounds__(kPlaneThreads)
     softmax_tile(const Arguments<T> a, const PlaneShape shape) {
+  wait_for_launches();
   using A = Acc<T>;
   extern __shared__ uint4 pieces[];
   const Tile<T> tile(pieces, a.logits.x, shape);
@@ -48,6 +49,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
 template <bool kPlain, class T>
 __global__ void __launch_bounds__(kPlaneThreads, 3)
     softmax_columns(const Arguments<T> a, const PlaneShape shape) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   extern __shared__ uint4 pieces[];
@@ -111,6 +113,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
 template <bool kPlain, class T>
 __global__ void __launch_bounds__(kPlaneThreads)
     softmax_lines(const Arguments<T> a, const PlaneShape shape) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int kTurn = 8;
   __shared__ LineExchange<MaxSum<A>> exchange;

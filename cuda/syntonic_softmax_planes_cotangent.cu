@@ -63,6 +63,7 @@ struct PullLines {
 template <Pull kPull, class T>
 __global__ void __launch_bounds__(kPlaneThreads)
     pull_tile(const PullArguments<T> a, const PlaneShape shape) {
+  wait_for_launches();
   using A = Acc<T>;
   extern __shared__ uint4 pieces[];
   const Tile<T> tile(pieces, a.logits.x, shape);
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
 template <Pull kPull, class T>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     pull_lanes(const PullArguments<T> a, const PlaneShape shape) {
+  wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
   extern __shared__ uint4 pieces[];
@@ -138,6 +140,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 template <Pull kPull, class T>
 __global__ void __launch_bounds__(kPlaneThreads)
     pull_lines(const PullArguments<T> a, const PlaneShape shape) {
+  wait_for_launches();
   using A = Acc<T>;
   __shared__ LineExchange<A> exchange;
   const int blocks = a.team;

@@ -21,6 +21,7 @@ _PREFERRED: dict[str, Implementation] = {
     "golden_gelu": "xla",
     "golden_layer_norm": "cuda",
     "golden_batch_norm": "cuda",
+    "golden_batch_norm_inference": "xla",
     "phi_residual_layernorm": "cuda",
     "residual_component_norm": "xla",
     "syntonic_softmax": "cuda",

@@ -54,6 +54,11 @@ CALLS = {
         {"sum": PARTS, "product": PARTS, "scratch": floats(24)},
         {},
     ),
+    "golden_batch_norm_normalise": (
+        {"x": PLANES, "mean": PARTS, "slope": PARTS, "shift": PARTS},
+        {"y": PLANES},
+        {},
+    ),
     "sum_of_squares": ({"x": ROWS}, {"sums": floats(3), "scratch": floats(8)}, {}),
     "phi_residual_layernorm": (
         {"identity": ROWS, "residual": ROWS, "scale": PARAMETER, "bias": PARAMETER},
@@ -261,6 +266,21 @@ WRONG = [
     ("golden_batch_norm_moments", {"scratch": None}, "result scratch is missing"),
     ("golden_batch_norm_moments", {"epsilon": -1.0}, "attribute epsilon must not be negative"),
     ("golden_batch_norm_moments", {"epsilon": float("nan")}, "attribute epsilon must be finite"),
+    ("golden_batch_norm_normalise", {"y": floats(6, 5, 4)}, r"y must have the shape \(6, 4, 5\)"),
+    (
+        "golden_batch_norm_normalise",
+        {"y": floats(6, 4, 5, dtype="float16")},
+        "y must be float32, got float16",
+    ),
+    ("golden_batch_norm_normalise", {"slope": floats(1, 4)}, r"slope must have the shape \(3, 4\)"),
+    ("golden_batch_norm_normalise", {"shift": HALF_SUMS}, "shift must be float32, got float16"),
+    ("golden_batch_norm_normalise", {"x": floats(6, 5, 4), "y": floats(6, 5, 4)}, "4 channels"),
+    (
+        "golden_batch_norm_normalise",
+        {"mean": floats(4, 4), "slope": floats(4, 4), "shift": floats(4, 4)},
+        "mean has 4 rows, which do not divide the 6 of x",
+    ),
+    ("golden_batch_norm_normalise", {"shift": None}, "operand shift is missing"),
     ("golden_batch_norm_sums", {"ct": floats(6, 5, 4)}, r"ct must have the shape \(6, 4, 5\) of x"),
     (
         "golden_batch_norm_sums",

@@ -42,11 +42,14 @@ def test_every_operation_is_measured_in_every_way(results):
     functions |= {"golden_batch_norm", "golden_layer_norm"}
     functions |= {"syntonic_softmax", "syntonic_cross_entropy", "crystallize"}
     assert functions <= set(syntonic_jax.__all__)
-    functions |= {"golden_batch_norm, channels first"}
+    batch_norms = {"golden_batch_norm, channels first", "golden_batch_norm, then relu"}
+    functions |= batch_norms
     functions |= {"syntonic_softmax, inner axis", "syntonic_softmax, learned"}
     with_backward = functions - {"phi_residual", "residual_component_norm", "crystallize"}
+    with_backward -= {"golden_batch_norm, then relu"}
     expected = {(op, "forward", i) for op in functions for i in ("cuda", "xla")}
     expected |= {(op, "backward", i) for op in with_backward for i in ("cuda", "xla")}
+    expected |= {(op, "forward", "default") for op in ("golden_batch_norm", *batch_norms)}
     assert measured == expected
 
 
@@ -93,6 +96,7 @@ def test_records_are_whole_and_consistent(results):
         "phi_residual_layernorm",
         "golden_layer_norm",
         "golden_batch_norm",
+        "golden_batch_norm, then relu",
         "golden_gelu",
         "syntonic_softmax",
         "syntonic_softmax, learned",

@@ -17,6 +17,7 @@ from syntonic_jax import _dispatch, _extension
 TARGETS = {
     "syntonic_crystallize",
     "syntonic_golden_batch_norm_moments",
+    "syntonic_golden_batch_norm_normalise",
     "syntonic_golden_batch_norm_sums",
     "syntonic_golden_gelu",
     "syntonic_golden_gelu_cotangent",

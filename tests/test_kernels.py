@@ -3,6 +3,9 @@
 What only a GPU shows is in tests/gpu: clusters, background copies, large shapes.
 """
 
+import functools
+import re
+
 import batch_norm_check
 import double
 import emulator
@@ -19,6 +22,7 @@ from syntonic_jax import (
     _partition,
     crystallize,
     golden_batch_norm,
+    golden_batch_norm_inference,
     golden_gelu,
     golden_layer_norm,
     phi_residual,
@@ -46,6 +50,17 @@ def emulated():
         jax.clear_caches()
         yield
     jax.clear_caches()
+
+
+def test_every_kernel_waits_for_what_runs_before_it():
+    """It is launched early: without the wait it would race, which no run need show."""
+    found = 0
+    for path in [*emulator.KERNELS, *emulator.HEADERS]:
+        for kernel in re.split(r"\n__global__ ", path.read_text())[1:]:
+            body = kernel.partition(") {\n")[2].partition("\n}\n")[0]
+            assert "wait_for_launches();" in body, (path.name, kernel.partition("{")[0])
+            found += 1
+    assert found > 20
 
 
 SHAPES = [  # and the axis of the softmax
@@ -156,6 +171,49 @@ def test_batch_norm_far_from_zero(shape, axis, dtype, rng):
         jnp.asarray(rng.normal(size=n), dtype) for n in (shape, shape[axis], shape[axis])
     )
     batch_norm_check.check("cuda", x, (ct, *others), {}, axis=axis, flush=False)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((1, 7), -1),
+        ((70, 5), -1),  # rows side by side make packs
+        ((65, 264), -1),
+        ((3, 40, 1, 1), 1),
+        ((2, 3, 5), 1),  # rows of channels that make none, and wrap within a pack
+        ((9, 4, 3), 1),
+        ((3, 500, 2, 11), 1),
+        ((2, 2, 90, 101), 1),  # channels on both sides of a stretch
+        ((1, 1, 20011), 1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_batch_norm_inference(shape, axis, dtype, mapped, rng):
+    """Every way over memory; mapped, with parameters for each of three examples."""
+    lead = (3,) if mapped else ()
+    x = jnp.asarray(rng.normal(size=lead + shape), dtype)
+    given = rng.normal(size=(4, *lead, shape[axis]))
+    given[1] **= 2
+    parameters = [jnp.asarray(p, oracles.accumulation(dtype)) for p in given]
+
+    def call(implementation):
+        f = functools.partial(
+            golden_batch_norm_inference, axis=axis, implementation=implementation, epsilon=0.1
+        )
+        return oracles.real((jax.vmap(f) if mapped else f)(x, *parameters))
+
+    ours, theirs = call("cuda"), call("xla")
+    trailing = len(shape) - 1 - axis if axis > 0 else 0
+    broadcast = (*lead, *[1] * (len(shape) - 1 - trailing), -1, *[1] * trailing)
+    mean, var, scale, bias = (p.reshape(broadcast) for p in given)
+    size = np.abs(bias)
+    size = size + np.abs(scale) * (np.abs(oracles.real(x)) + np.abs(mean)) / np.sqrt(var + 0.1)
+    # In each a root, a quotient, three products and two sums; then one rounding.
+    bound = 16 * oracles.unit(oracles.accumulation(dtype)) * size
+    bound += oracles.unit(dtype) * np.abs(theirs)
+    assert (np.abs(ours - theirs) <= 2 * bound).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])

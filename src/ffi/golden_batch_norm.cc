@@ -5,7 +5,8 @@
 namespace syntonic {
 namespace {
 
-// x is [batch..., rows..., channels, inner] and every result [batch..., channels].
+// x is [batch..., rows..., channels, inner] and every result (of none: every parameter) [batch...,
+// channels].
 Channels channels_of(Call& call, const Array& x, const Array& result) {
   const int64_t inner = call.width_of(x);
   const int64_t count = call.width_of(result);
@@ -123,12 +124,40 @@ ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRe
                      [&] { return golden_batch_norm_sums(stream, arguments); });
 }
 
+ffi::Error run_normalise(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  Call call("syntonic_golden_batch_norm_normalise", operands, results);
+  const Array x = call.operand("x");
+  const Array mean = call.operand("mean");
+  const Array slope = call.operand("slope");
+  const Array shift = call.operand("shift");
+  const Array y = call.result("y");
+  for (const Array& array : {mean, slope, shift}) call.has_dtype(array, accumulation(x.dtype));
+  for (const Array& array : {slope, shift}) call.has_shape_of(array, mean);
+  call.has_dtype(y, x.dtype);
+  call.has_shape_of(y, x);
+  const GoldenBatchNormNormalise arguments{
+      .x = x.data,
+      .mean = mean.data,
+      .slope = slope.data,
+      .shift = shift.data,
+      .y = y.data,
+      .dtype = x.dtype,
+      .channels = channels_of(call, x, mean),
+  };
+  return call.launch(stream, arguments.channels.elements(), {},
+                     [&] { return golden_batch_norm_normalise(stream, arguments); });
+}
+
 XLA_FFI_DEFINE_HANDLER(
     kRunMoments, run_moments,
     execute().Attr<double>("epsilon").Attr<double>("scale_factor").Attr<int32_t>("operands"),
     {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunSums, run_sums, execute(), {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunNormalise, run_normalise, execute(),
+                       {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_batch_norm>, initialize_by_operand());
+XLA_FFI_DEFINE_HANDLER(kLoadNormalise, load_for_operand<load_golden_batch_norm_normalise>,
+                       initialize_by_operand());
 
 }  // namespace
 
@@ -136,6 +165,7 @@ std::vector<Target> golden_batch_norm_targets() {
   return {
       {"syntonic_golden_batch_norm_moments", kRunMoments, kLoad},
       {"syntonic_golden_batch_norm_sums", kRunSums, kLoad},
+      {"syntonic_golden_batch_norm_normalise", kRunNormalise, kLoadNormalise},
   };
 }
 

@@ -23,20 +23,6 @@ Block = tuple[int, int]
 # ------------------------------------------------------------------------------- operations
 
 
-def apply(x, mean, factors, shift, dtype, block: Block) -> Any:
-    """(x − mean) · factors + shift, rounded once; shift may be None.
-
-    Several factors are multiplied element by element: for their product along the channels XLA
-    would launch a kernel of its own.
-    """
-    y = widen(x) - spread(mean, x, 0, block)
-    for factor in factors:
-        y = y * (factor if jnp.ndim(factor) == 0 else spread(factor, x, 0, block))
-    if shift is not None:
-        y = y + spread(shift, x, 0, block)
-    return y.astype(dtype)
-
-
 def line(low, var, scale, bias, epsilon: float, scale_factor: float) -> tuple[Any, Any]:
     """slope and shift of y = slope · (x − mean) + shift; scale and bias may be None.
 
@@ -236,7 +222,7 @@ _LEAST_WORKERS = 8  # rows of an odd number of channels that make whole 16-byte 
 _MOMENTS_ENTRY, _SUMS_ENTRY = 4, 2  # elements, as in cuda/golden_batch_norm.h
 
 
-def _planes(x: Any, block: Block) -> Any:
+def planes_of(x: Any, block: Block) -> Any:
     """x as [*G, *outer, channels, elements]."""
     features, trailing = block
     first = x.ndim - features - trailing
@@ -260,7 +246,7 @@ def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups,
             **given,
         )
     _, scale, bias = _moments_operands(operands, **given)
-    planes, dtype = _planes(x, block), accumulation_dtype(x.dtype)
+    planes, dtype = planes_of(x, block), accumulation_dtype(x.dtype)
     channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
         "syntonic_golden_batch_norm_moments",
@@ -297,7 +283,7 @@ def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params)
         or not any(inputs[1:])
     ):
         return _cotangent_reference(x, mean, low, *operands, block=block, groups=groups, **params)
-    planes = _planes(x, block)
+    planes = planes_of(x, block)
     channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
         "syntonic_golden_batch_norm_sums",

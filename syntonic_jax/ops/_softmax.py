@@ -82,6 +82,12 @@ class Form(NamedTuple):
 # -------------------------------------------------------------------------------- arguments
 
 
+def checked_scale(function: str, scale: Any) -> Any:
+    """A number, or an array without axes; None for 1, which need not go to the device."""
+    scale = _check.scalar(function, "scale", scale)
+    return None if isinstance(scale, float) and scale == 1 else scale
+
+
 def prepare(
     function: str, x: Any, mode_norms, syntony, scale, axis, where, *, of: str = "x"
 ) -> tuple[Logits, Form]:
@@ -96,7 +102,7 @@ def prepare(
             f"{function}: mode_norms and syntony must not both be given: each fixes the weights"
         )
     width, accumulation = x.shape[axis], accumulation_dtype(x.dtype)
-    scale = jnp.asarray(scale).astype(accumulation)
+    scale = jnp.asarray(1.0 if scale is None else scale).astype(accumulation)
     bias = weights = mask = None
     if mode_norms is not None:
         _check.floating(function, mode_norms=mode_norms)

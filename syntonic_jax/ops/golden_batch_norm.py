@@ -18,8 +18,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from ..modes import GoldenNormMode
-from ._channels import apply, apply_tangent, in_two, line, moments, sums
+from ._channels import apply_tangent, in_two, line, moments, sums
 from ._layout import Layout, layout_of, mask_of
+from ._line import normalise
 from ._numerics import accumulation_dtype, settled, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -61,7 +62,9 @@ def golden_batch_norm(
         are merged. Every shard weighs by the number of its elements, an empty one not at all.
       axis_index_groups: groups of indices of that axis to merge within, as in `jax.lax.psum`.
       dtype: type of y; None: that of x.
-      implementation: None, 'cuda' or 'xla' (docs/implementation.md).
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md). None takes kernels for what
+        is summed and leaves y to XLA, which fuses it with the activation that follows; with
+        'cuda' y is a kernel's too, which is faster where nothing follows.
 
     Returns:
       (y, mean, var): y of the shape of x, rounded once; mean and var of the shape of the feature
@@ -84,11 +87,15 @@ def golden_batch_norm(
     >>> np.asarray(y.var(0)).round(3)
     array([0.618, 0.618], dtype=float32)
     """
-    options = _options(
-        "golden_batch_norm", axis, target_variance, epsilon, dtype, implementation,
-        axis_name, axis_index_groups,
+    axis, epsilon = _static("golden_batch_norm", axis, target_variance, epsilon)
+    if isinstance(axis_name, list):
+        axis_name = tuple(axis_name)
+    if axis_index_groups is not None:
+        axis_index_groups = tuple(map(tuple, axis_index_groups))
+    return _golden_batch_norm(
+        x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
+        axis_index_groups,
     )  # fmt: skip
-    return _golden_batch_norm(x, scale, bias, where, options)
 
 
 def golden_batch_norm_inference(
@@ -120,8 +127,8 @@ def golden_batch_norm_inference(
         `GoldenNormMode`.
       epsilon: added to the variance; a Python number, not negative.
       dtype: type of y; None: that of x.
-      implementation: None, 'cuda' or 'xla' (docs/implementation.md): of the sums that its
-        derivative needs; y itself is elementwise and always XLA's.
+      implementation: None, 'cuda' or 'xla' (docs/implementation.md). None leaves y, which is
+        elementwise, to XLA's fusions, and takes kernels for the sums that its derivative needs.
 
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once.
@@ -137,10 +144,10 @@ def golden_batch_norm_inference(
     ... ).tolist()
     [[2.0], [2.0]]
     """
-    options = _options(
-        "golden_batch_norm_inference", axis, target_variance, epsilon, dtype, implementation
+    axis, epsilon = _static("golden_batch_norm_inference", axis, target_variance, epsilon)
+    return _golden_batch_norm_inference(
+        x, mean, var, scale, bias, axis, target_variance, epsilon, dtype, implementation
     )
-    return _golden_batch_norm_inference(x, mean, var, scale, bias, options)
 
 
 def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax.Array, jax.Array]:
@@ -162,12 +169,22 @@ def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax
     >>> [round(float(variance), 3) for variance in output_statistics(y)[1]]
     [0.618, 0.618, 0.618]
     """
-    options = _options("output_statistics", axis, "standard", 0.0, None, None)
-    return _golden_batch_norm(x, None, None, None, options)[1:]
+    if type(axis) is not int:
+        axis = _check.static_axes("output_statistics", axis)
+    return _output_statistics(x, axis)
+
+
+def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, float]:
+    """Axis and epsilon as jit can hash them; checked, as it takes 1 for True."""
+    if type(epsilon) is not float:
+        epsilon = _check.epsilon(name, epsilon)
+    if type(target_variance) is not str:
+        _check.scale_factor(name, target_variance)
+    return axis if type(axis) is int else _check.static_axes(name, axis), epsilon
 
 
 class _Options(NamedTuple):
-    """What is static: part of the key of jit's cache."""
+    """What is static of a call, checked."""
 
     function: str
     axis: Any
@@ -184,13 +201,9 @@ def _options(
     axis_name=None, axis_index_groups=None,
 ) -> _Options:  # fmt: skip
     _dispatch.check_implementation(function, implementation)
-    if isinstance(axis_name, list):
-        axis_name = tuple(axis_name)
-    if axis_index_groups is not None:
-        axis_index_groups = tuple(map(tuple, axis_index_groups))
     return _Options(
         function,
-        _check.static_axes(function, axis),
+        axis,
         _check.scale_factor(function, target_variance),
         _check.epsilon(function, epsilon),
         dtype,
@@ -200,8 +213,18 @@ def _options(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(4,), inline=True)
-def _golden_batch_norm(x, scale, bias, where, options: _Options):
+@functools.partial(jax.jit, static_argnums=range(4, 11), inline=True)
+def _golden_batch_norm(x, scale, bias, where, *static):
+    return _checked_batch_norm(x, scale, bias, where, _options("golden_batch_norm", *static))
+
+
+@functools.partial(jax.jit, static_argnums=(1,), inline=True)
+def _output_statistics(x, axis):
+    options = _options("output_statistics", axis, "standard", 0.0, None, None)
+    return _checked_batch_norm(x, None, None, None, options)[1:]
+
+
+def _checked_batch_norm(x, scale, bias, where, options: _Options):
     name = options.function
     layout, x, (scale, bias) = layout_of(
         name, options.axis, options.dtype, x, scale=scale, bias=bias
@@ -224,8 +247,9 @@ def _golden_batch_norm(x, scale, bias, where, options: _Options):
     return layout.restore(y), mean, var
 
 
-@functools.partial(jax.jit, static_argnums=(5,), inline=True)
-def _golden_batch_norm_inference(x, mean, var, scale, bias, options: _Options):
+@functools.partial(jax.jit, static_argnums=range(5, 10), inline=True)
+def _golden_batch_norm_inference(x, mean, var, scale, bias, *static):
+    options = _options("golden_batch_norm_inference", *static)
     layout, x, (mean, var, scale, bias) = layout_of(
         options.function, options.axis, options.dtype, x, mean=mean, var=var, scale=scale, bias=bias
     )
@@ -281,7 +305,8 @@ def _moments(x, scale, bias, where, layout: Layout, options: _Options):
 def _batch_norm(x, scale, bias, where, layout: Layout, options: _Options):
     """y, mean, what rounding took from the mean, and var."""
     mean, low, var, slope, shift = _moments(x, scale, bias, where, layout, options)
-    return apply(x, mean, (slope,), shift, layout.dtype, layout.block), mean, low, var
+    y = normalise(x, mean, (slope,), shift, 1.0, layout.dtype, layout.block, options.implementation)
+    return y, mean, low, var
 
 
 @functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
@@ -310,10 +335,11 @@ def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _normalise(x, mean, var, scale, bias, layout: Layout, options: _Options):
-    factors = [lax.rsqrt(var + options.epsilon), options.scale_factor]
-    if scale is not None:
-        factors.append(scale)
-    return apply(x, mean, factors, bias, layout.dtype, layout.block)
+    rstd = lax.rsqrt(var + options.epsilon)
+    return normalise(
+        *(x, mean, (rstd,) if scale is None else (rstd, scale), bias, options.scale_factor),
+        *(layout.dtype, layout.block, options.implementation),
+    )
 
 
 @functools.partial(_normalise.defjvp, symbolic_zeros=True)

@@ -20,6 +20,7 @@ from ._numerics import accumulation_dtype
 from ._softmax import (
     Form,
     Logits,
+    checked_scale,
     logit_cotangent,
     logit_tangent,
     logits_of,
@@ -84,7 +85,7 @@ def syntonic_cross_entropy(
     """
     name = "syntonic_cross_entropy"
     _dispatch.check_implementation(name, implementation)
-    axis, scale = _check.integer_axis(name, axis), _check.scalar(name, "scale", scale)
+    axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
     return _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, implementation)
 
 

@@ -20,6 +20,7 @@ from ._numerics import accumulation_dtype
 from ._softmax import (
     INPUT_KINDS,
     Form,
+    checked_scale,
     input_tangents,
     log_softmax,
     logit_cotangent,
@@ -94,7 +95,7 @@ def syntonic_softmax(
     """
     name = "syntonic_softmax"
     _dispatch.check_implementation(name, implementation)
-    axis, scale = _check.integer_axis(name, axis), _check.scalar(name, "scale", scale)
+    axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
     return _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
 
 
@@ -143,7 +144,7 @@ def syntonic_log_softmax(
     """
     name = "syntonic_log_softmax"
     _dispatch.check_implementation(name, implementation)
-    axis, scale = _check.integer_axis(name, axis), _check.scalar(name, "scale", scale)
+    axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
     return _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
 
 

@@ -66,6 +66,19 @@ Status golden_batch_norm_sums(Stream, const GoldenBatchNormSums& call) {
   return kSuccess;
 }
 
+Status golden_batch_norm_normalise(Stream, const GoldenBatchNormNormalise& call) {
+  const DType acc = accumulation(call.dtype);
+  for (int64_t result = 0; result < call.channels.results(); ++result) {
+    const double mean = load(call.mean, acc, result), slope = load(call.slope, acc, result);
+    const double shift = load(call.shift, acc, result);
+    for_channel(call.channels, result, [&](int64_t i) {
+      store(call.y, call.dtype, i, slope * (load(call.x, call.dtype, i) - mean) + shift);
+    });
+  }
+  return kSuccess;
+}
+
 Status load_golden_batch_norm(DType) { return kSuccess; }
+Status load_golden_batch_norm_normalise(DType) { return kSuccess; }
 
 }  // namespace syntonic

@@ -9,7 +9,7 @@ import oracles
 import oracles_norm
 import pytest
 
-from syntonic_jax import golden_batch_norm, golden_layer_norm
+from syntonic_jax import golden_batch_norm, golden_batch_norm_inference, golden_layer_norm
 
 pytestmark = pytest.mark.gpu
 
@@ -88,6 +88,17 @@ def relative_error(actual, exact) -> float:
     return float(np.linalg.norm(oracles.real(actual) - exact) / np.linalg.norm(exact))
 
 
+def cancelled(name, exact, operands, cotangents, axis) -> float:
+    """How much larger a sum of such terms of random sign would be on average, at least 1."""
+    _, scale, bias = (oracles.real(operand) for operand in operands)
+    terms = oracles.real(cotangents[0] if isinstance(cotangents, tuple) else cotangents)
+    if name == "d_scale":
+        terms = terms * np.moveaxis(
+            (np.moveaxis(exact["y"].value, axis, -1) - bias) / scale, -1, axis
+        )
+    return max(1.0, float(np.linalg.norm(terms) / np.linalg.norm(exact[name].value)))
+
+
 def check(kind, operands, cotangents, axis=-1, **options):
     """Within the oracle's bounds, and no further from it than XLA's result."""
     x = operands[0]
@@ -113,9 +124,12 @@ def check(kind, operands, cotangents, axis=-1, **options):
     for name, error in found["cuda"].items():
         # Both round once, and which values lie near a tie is a matter of chance; so is what the
         # order of a sum of n terms leaves, a random walk of n roundings.
-        most = max(terms, x.size // width) if name in ("d_scale", "d_bias") else terms
-        noise = oracles.unit(np.asarray(actual[name]).dtype) / 4
-        noise += (2 + most**0.5) * oracles.unit(acc)
+        sums = name in ("d_scale", "d_bias")
+        most = max(terms, x.size // width) if sums else terms
+        noise = (2 + most**0.5) * oracles.unit(acc)
+        if sums:
+            noise *= cancelled(name, exact, operands, cotangents, axis)
+        noise += oracles.unit(np.asarray(actual[name]).dtype) / 4
         # A row has one mean, rounded: half a unit in its last place, in units of the deviation.
         if kind == "layer":
             rows = oracles.real(x)
@@ -207,6 +221,45 @@ def test_masked_batch_norm(shape, axis, dtype, rng):
     found = jax.tree.leaves(both(operands, cotangents))
     for actual, (name, estimate) in zip(found, exact.items(), strict=True):
         oracles.assert_close(actual, estimate, name)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@shapes
+def test_inference(shape, axis, dtype, rng, x64):
+    """With the statistics of the batch it is the batch norm, of which it is the second kernel."""
+    (x, scale, bias), _ = draw(rng, shape, axis, dtype)
+    acc = oracles.accumulation(dtype)
+    exact = oracles_norm.batch_norm(x, features=(axis,), acc=acc)
+    mean, var = (jnp.asarray(e.value, acc) for e in exact[1:])
+    for implementation in ("cuda", "xla"):
+        y = golden_batch_norm_inference(
+            x, mean, var, scale, bias, axis=axis, implementation=implementation
+        )
+        assert y.dtype == x.dtype
+        expected = oracles_norm.batch_norm(
+            x, scale, bias, features=(axis,), variance=oracles.PHI_INV, acc=acc
+        )
+        oracles.assert_close(y, expected.y, implementation)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("shape", "axis"), [((64, 7, 7, 96), -1), ((64, 96, 7, 7), 1)], ids=str)
+def test_default_of_batch_norm(shape, axis, dtype, rng):
+    """Sums by kernels and y by XLA, which fuses it with what follows."""
+    operands, cotangents = draw(rng, shape, axis, dtype)
+    given = (("axis", axis),)
+    exact = expected("batch", operands, cotangents, axis, "float32")
+    found = value_and_cotangents("batch", operands, cotangents, None, given)
+    for actual, (name, estimate) in zip(jax.tree.leaves(found), exact.items(), strict=True):
+        oracles.assert_close(actual, estimate, name)
+
+    def fused(*operands):
+        y = golden_batch_norm(*operands, axis=axis)[0]
+        return jax.nn.relu(y)
+
+    program = jax.jit(fused).lower(*operands).compile().as_text()
+    assert "syntonic_golden_batch_norm_moments" in program
+    assert "syntonic_golden_batch_norm_normalise" not in program
 
 
 # --- layer norm -----------------------------------------------------------------------------------
