@@ -82,6 +82,7 @@ def plain_batch_norm_relu(*operands):
     return jax.nn.relu(plain_batch_norm(*operands))
 
 
+@functools.partial(jax.jit, static_argnames="implementation")
 def batch_norm_relu(*operands, implementation):
     return jax.nn.relu(batch_norm(*operands, implementation=implementation))
 

@@ -94,6 +94,10 @@ def for_implementation(results: dict[str, Any]) -> str:
         if {"cuda", "default", "xla"} <= set(ways):
             times = [f"{ways[i]['ms']:.3f}" for i in ("cuda", "default", "xla")]
             mixed.append([f"`{op}`", dtype, " × ".join(map(str, shape)), *times])
+    forward = (
+        "Forward, where `None` leaves y to XLA's fusions and takes kernels for what is summed:\n\n"
+        f"{markdown(mixed)}\n"
+    ) * (len(mixed) > 1)
     small_calls = results.get("latencies", [])
     compared = any("us_over_xla" in r for r in small_calls)
     calls = [["operation", "called", "implementation", "µs a call"]]
@@ -105,8 +109,7 @@ def for_implementation(results: dict[str, Any]) -> str:
     small = " × ".join(map(str, results["latencies"][0]["shape"]))
     return (
         f"On one {results['device']} ({source(results)}):\n\n{markdown(rows)}\n"
-        "Forward, where `None` leaves y to XLA's fusions and takes kernels for what is summed:\n\n"
-        f"{markdown(mixed)}\n"
+        f"{forward}"
         f"Small calls, {small} in {MAIN_DTYPE}, forward:\n\n{markdown(calls)}"
     )
 

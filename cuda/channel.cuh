@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   const int64_t result = int64_t{blockIdx.x} * kMergeWarps + threadIdx.x / kWarp;
   if (result >= shape.partials * shape.count) return;
   const int64_t partial = result / shape.count, channel = result % shape.count;
-  // These are older than the launch before, which has itself waited for them.
+  // The one exception: these are older than the launch before, which has itself waited for them.
   const auto parameters = f.parameters(result);
   const M* own = entries + partial * rows * shape.count + channel;
   wait_for_launches();

@@ -1,5 +1,6 @@
 // What batch normalisation reduces: the moments of every channel, and the two sums along a channel
-// that its derivative needs. What is left is elementwise and belongs to XLA's fusions.
+// that its derivative needs. What is left is elementwise: y, for where nothing follows it, and the
+// gradient, which belongs to XLA's fusions.
 #pragma once
 
 #include "types.h"
@@ -55,8 +56,9 @@ struct GoldenBatchNormNormalise {
   const void* mean;   // acc, one row of channels per partial
   const void* slope;  // acc, likewise
   const void* shift;  // acc, likewise
-  void* y;            // dtype, channels
+  void* y;            // y_dtype, channels
   DType dtype;
+  DType y_dtype;
   Channels channels;
 };
 Status golden_batch_norm_normalise(Stream stream, const GoldenBatchNormNormalise& call);

@@ -13,8 +13,9 @@ struct Line {
   const A* mean;
   const A* slope;
   const A* shift;
-  T* y;
+  AnyArray y;
   Channels shape;
+  bool aligned;  // whether packs of x and y are, also from one partial to the next
 };
 
 constexpr int kLinePacks = 4;  // of a thread, all on their way at once
@@ -35,36 +36,48 @@ __device__ Slope<Acc<T>> slope_of(const Line<T>& line, int64_t i) {
 }
 
 // All packs of a thread: the elements of pack k begin at at(k), and as many exist as count(k) says,
-// if not `whole`; they become change(k, x).
-template <class T, class At, class Count, class Change>
-__device__ void map_packs(const Line<T>& line, bool whole, At at, Count count, Change change) {
+// which may be none; all do, where kWhole. They become change(k, x).
+template <bool kWhole, class T, class At, class Count, class Change>
+__device__ void move_packs(const Line<T>& line, At at, Count count, Change change) {
   constexpr int N = kVector<T>;
   Packed<T, N> packs[kLinePacks];
   const auto span = [&](int k) {
-    const int64_t exist = whole ? N : count(k);
-    return Span{0, 1, exist < N ? static_cast<int>(exist) : N};
+    const int64_t exist = kWhole ? N : count(k);
+    return Span{0, 1, exist >= N ? N : exist > 0 ? static_cast<int>(exist) : 0};
   };
+  const auto vector = [&](const Span& span) { return kWhole || (line.aligned && span.end == N); };
 #pragma unroll
   for (int k = 0; k < kLinePacks; ++k) {
-    packs[k] = load<T, N, Cache::keep>(line.x + at(k), span(k), whole);
+    const Span exist = span(k);
+    packs[k] = load<T, N, Cache::keep>(line.x + at(k), exist, vector(exist));
   }
 #pragma unroll
   for (int k = 0; k < kLinePacks; ++k) {
     Acc<T> x[N];
     unpack(packs[k], x);
     change(k, x);
-    store<Cache::once>(line.y + at(k), span(k), whole, pack<T>(x));
+    const Span exist = span(k);
+    store_any<T, Cache::once>(line.y, at(k), exist, vector(exist), x);
+  }
+}
+
+template <class T, class At, class Count, class Change>
+__device__ void map_packs(const Line<T>& line, bool whole, At at, Count count, Change change) {
+  if (whole) {
+    move_packs<true>(line, at, count, change);
+  } else {
+    move_packs<false>(line, at, count, change);
   }
 }
 
 // Channels last. A block takes kLinePacks rows for each of those it works on at once.
 template <class T>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, 3)
     normalise_columns(const Line<T> line, const ChannelPlan plan, bool parameter_packs) {
+  wait_for_launches();
   constexpr int N = kVector<T>;
   using A = Acc<T>;
   const ColumnTile<N> tile(line.shape, plan);
-  wait_for_launches();
   if (!tile.works) return;
   const int64_t parameters = tile.partial * line.shape.count;
   A mean[N], slope[N], shift[N];
@@ -94,8 +107,9 @@ __global__ void __launch_bounds__(kChannelThreads)
 
 // Any other layout. A block takes a stretch of a partial, whatever channels are in it.
 template <class T>
-__global__ void __launch_bounds__(kChannelThreads)
-    normalise_stretch(const Line<T> line, int64_t stretches, bool vector) {
+__global__ void __launch_bounds__(kChannelThreads, 4)
+    normalise_stretch(const Line<T> line, int64_t stretches) {
+  wait_for_launches();
   constexpr int N = kVector<T>, kTile = kLinePacks * kChannelThreads * N;
   using A = Acc<T>;
   const int64_t inner = line.shape.inner, channels = line.shape.count;
@@ -120,9 +134,8 @@ __global__ void __launch_bounds__(kChannelThreads)
   const auto offset = [](int k) {
     return (k * kChannelThreads + static_cast<int>(threadIdx.x)) * N;
   };
-  wait_for_launches();
   map_packs(
-      line, vector && rest >= kTile, [&](int k) { return start + offset(k); },
+      line, line.aligned && rest >= kTile, [&](int k) { return start + offset(k); },
       [&](int k) { return rest - offset(k); },
       [&](int k, A(&x)[N]) {
         // Exact: the quotient of such small numbers is nowhere near the next integer.
@@ -150,12 +163,13 @@ __global__ void __launch_bounds__(kChannelThreads)
 }
 
 template <class T>
-Status normalise(Stream stream, const Line<T>& line) {
+Status normalise(Stream stream, Line<T> line) {
   constexpr int N = kVector<T>, kTile = kLinePacks * kChannelThreads * N;
   const Channels& shape = line.shape;
-  const bool aligned = all_aligned(line.x, line.y);
+  const int64_t elements = shape.elements() / shape.partials;
+  line.aligned = all_aligned(line.x, line.y.data) && (shape.partials == 1 || elements % N == 0);
   ChannelPlan plan;
-  if (aligned && shape.inner == 1) plan = plan_columns<N>(shape, kMaxGrid);
+  if (line.aligned && shape.inner == 1) plan = plan_columns<N>(shape, kMaxGrid);
   Grid grid = {0, kChannelThreads};
   if (plan.packs > 0) {
     const int64_t rows_of_block = kChannelThreads / plan.packs * kLinePacks;
@@ -165,11 +179,9 @@ Status normalise(Stream stream, const Line<T>& line) {
                                  all_aligned(line.mean, line.slope, line.shift);
     return launch(stream, grid, normalise_columns<T>, line, plan, parameter_packs);
   }
-  const int64_t elements = shape.elements() / shape.partials;
   const int64_t stretches = ceil_div(elements, kTile);
   grid.blocks = shape.partials * stretches;
-  const bool vector = aligned && (shape.partials == 1 || elements % N == 0);
-  return launch(stream, grid, normalise_stretch<T>, line, stretches, vector);
+  return launch(stream, grid, normalise_stretch<T>, line, stretches);
 }
 
 }  // namespace
@@ -178,10 +190,14 @@ Status golden_batch_norm_normalise(Stream stream, const GoldenBatchNormNormalise
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Acc<T>;
-    return normalise<T>(stream,
-                        {static_cast<const T*>(call.x), static_cast<const A*>(call.mean),
-                         static_cast<const A*>(call.slope), static_cast<const A*>(call.shift),
-                         static_cast<T*>(call.y), call.channels});
+    const Line<T> line = {static_cast<const T*>(call.x),
+                          static_cast<const A*>(call.mean),
+                          static_cast<const A*>(call.slope),
+                          static_cast<const A*>(call.shift),
+                          {call.y, call.y_dtype},
+                          call.channels,
+                          false};
+    return normalise<T>(stream, line);
   });
 }
 

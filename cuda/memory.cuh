@@ -48,7 +48,8 @@ __device__ Span span(bool vector, int index, int size, int rank, int end) {
 
 // How data passes the caches, chosen by measurement. Read once: past the L1 cache, which is left to
 // the parameters; pays where a row of those is large. Written once: first to leave the L2 cache;
-// pays beside reads by copies in the background. Elsewhere both cost more than they save. Passing:
+// pays beside reads by copies in the background, and beside reads of what is still in the L2 cache.
+// Elsewhere both cost more than they save. Passing:
 // the first to leave the L2 cache too, where an array is read from one end to the other.
 enum class Cache { once, keep, passing };
 
@@ -192,21 +193,21 @@ struct AnyArray {
 };
 
 // Most likely it is T, which is told apart without a jump through a table.
-template <class T, int N, class A>
+template <class T, Cache kCache = Cache::keep, int N, class A>
 __device__ void store_any(const AnyArray& array, int64_t start, const Span& at, bool vector,
                           const A (&x)[N]) {
   if (array.dtype == kDType<T>) {
-    return store(static_cast<T*>(array.data) + start, at, vector, pack<T>(x));
+    return store<kCache>(static_cast<T*>(array.data) + start, at, vector, pack<T>(x));
   }
   switch (array.dtype) {
     case DType::f16:
-      return store(static_cast<f16*>(array.data) + start, at, vector, pack<f16>(x));
+      return store<kCache>(static_cast<f16*>(array.data) + start, at, vector, pack<f16>(x));
     case DType::bf16:
-      return store(static_cast<bf16*>(array.data) + start, at, vector, pack<bf16>(x));
+      return store<kCache>(static_cast<bf16*>(array.data) + start, at, vector, pack<bf16>(x));
     case DType::f32:
-      return store(static_cast<float*>(array.data) + start, at, vector, pack<float>(x));
+      return store<kCache>(static_cast<float*>(array.data) + start, at, vector, pack<float>(x));
     case DType::f64:
-      return store(static_cast<double*>(array.data) + start, at, vector, pack<double>(x));
+      return store<kCache>(static_cast<double*>(array.data) + start, at, vector, pack<double>(x));
   }
 }
 

@@ -109,7 +109,7 @@ __device__ T narrow(A x) {
 
 template <class T, int N, class A>
 __device__ Packed<T, N> pack(const A (&x)[N]) {
-  Packed<T, N> packed;
+  Packed<T, N> packed = {};
 #pragma unroll
   for (int e = 0; e < N; ++e) {
     if constexpr (std::is_same_v<T, float>) {

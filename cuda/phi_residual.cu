@@ -9,7 +9,7 @@ template <class Data>
 struct Forward {
   using T = Data;
   using A = Acc<T>;
-  static constexpr int N = kVector<T>;
+  static constexpr int N = sizeof(T) == 8 ? 2 : kVector<T> / 2;  // 8 bytes: 1 % faster than 16 here
   static constexpr int kPacks = 1;
   struct Loaded {
     Packed<T, N> identity;

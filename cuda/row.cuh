@@ -113,8 +113,8 @@ struct Grid {
 };
 
 // Waits until what was launched before this kernel is done and its results are there. Every kernel
-// does so before it reads or writes anything: it is launched while the last blocks before it
-// finish, which hides its launch.
+// does so first, for it is launched when the last blocks before it end, and not when all they wrote
+// has arrived: that hides most of the launch.
 __device__ inline void wait_for_launches() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -155,9 +155,9 @@ struct Launch {
 template <class... P, class... Q>
 Status launch(Stream stream, const Grid& grid, void (*kernel)(P...), Q&&... arguments) {
   if (grid.blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
-  Launch launch(grid, kernel);
-  launch.config.stream = stream;
-  const Status status = cudaLaunchKernelEx(&launch.config, kernel, P(arguments)...);
+  Launch prepared(grid, kernel);
+  prepared.config.stream = stream;
+  const Status status = cudaLaunchKernelEx(&prepared.config, kernel, P(arguments)...);
   return status == cudaSuccess ? cudaGetLastError() : status;
 }
 
@@ -176,8 +176,8 @@ int resident_clusters(const Grid& grid, K* kernel) {
   int count = 0;
   Grid one = grid;
   one.blocks = grid.cluster;
-  const Launch launch(one, kernel);
-  cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config);
+  const Launch prepared(one, kernel);
+  cudaOccupancyMaxActiveClusters(&count, kernel, &prepared.config);
   return count;
 }
 

@@ -128,6 +128,17 @@ def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax
     return value.astype(jnp.int32)
 
 
+def index_groups(function: str, groups: Any) -> tuple[tuple[int, ...], ...]:
+    """axis_index_groups as jit can hash it; TypeError for what is no sequence of sequences."""
+    try:
+        return tuple(map(tuple, groups))
+    except TypeError as error:
+        raise TypeError(
+            f"{function}: axis_index_groups must be a sequence of sequences of indices, "
+            f"got {groups!r}"
+        ) from error
+
+
 def scalar(function: str, name: str, value: Any) -> Any:
     """A number as a float, or an array without axes; TypeError or ValueError for anything else."""
     if _is_number(value):

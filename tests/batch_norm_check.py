@@ -1,12 +1,15 @@
 """golden_batch_norm beside its oracle, for the tests of its accuracy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import oracles
 import oracles_norm
 import pytest
 
-from syntonic_jax import golden_batch_norm
+from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
 
 VARIANCES = {"golden": oracles.PHI_INV, "standard": 1.0}
 LAYOUTS = [  # shape, feature axes
@@ -85,6 +88,35 @@ def check(
             actual = actual[..., only]
             estimate = oracles.Estimate(*(e[..., only] for e in estimate))
         oracles.assert_close(actual, estimate, what, flush=flush)
+
+
+def check_inference(
+    implementation, x, statistics, parameters, *, axis=-1, epsilon=1e-5, dtype=None
+):
+    """y for mean and var, scale and bias: of one example, or each of a leading axis of them all."""
+    f = functools.partial(
+        golden_batch_norm_inference,
+        axis=axis,
+        epsilon=epsilon,
+        dtype=dtype,
+        implementation=implementation,
+    )
+    mapped = statistics[0].ndim - 1
+    y = (jax.vmap(f) if mapped else f)(x, *statistics, *parameters)
+    assert (y.dtype, y.shape) == (dtype or x.dtype, x.shape)
+
+    channels = [1] * x.ndim
+    channels[:mapped] = x.shape[:mapped]
+    channels[axis % (x.ndim - mapped) + mapped] = -1
+    mean, var, scale, bias = (
+        oracles.real(numbers).reshape(channels) for numbers in (*statistics, *parameters)
+    )
+    slope = oracles.PHI_INV**0.5 * scale / np.sqrt(var + epsilon)
+    numbers = oracles.real(x)
+    # A root, a quotient, three products and two sums, of numbers no larger than these.
+    size = np.abs(slope) * (np.abs(numbers) + np.abs(mean)) + np.abs(bias)
+    slack = 8 * oracles.unit(oracles.accumulation(x.dtype)) * size
+    oracles.assert_close(y, oracles.Estimate(slope * (numbers - mean) + bias, slack), flush=False)
 
 
 def draw(rng, shape, axis, dtype, out=None, mean=0.0, deviation=1.0):

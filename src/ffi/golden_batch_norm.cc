@@ -5,8 +5,8 @@
 namespace syntonic {
 namespace {
 
-// x is [batch..., rows..., channels, inner] and every result (of none: every parameter) [batch...,
-// channels].
+// x is [batch..., rows..., channels, inner], every result [batch..., channels]; where none is of
+// channels, every parameter is.
 Channels channels_of(Call& call, const Array& x, const Array& result) {
   const int64_t inner = call.width_of(x);
   const int64_t count = call.width_of(result);
@@ -133,7 +133,6 @@ ffi::Error run_normalise(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   const Array y = call.result("y");
   for (const Array& array : {mean, slope, shift}) call.has_dtype(array, accumulation(x.dtype));
   for (const Array& array : {slope, shift}) call.has_shape_of(array, mean);
-  call.has_dtype(y, x.dtype);
   call.has_shape_of(y, x);
   const GoldenBatchNormNormalise arguments{
       .x = x.data,
@@ -142,6 +141,7 @@ ffi::Error run_normalise(Stream stream, ffi::RemainingArgs operands, ffi::Remain
       .shift = shift.data,
       .y = y.data,
       .dtype = x.dtype,
+      .y_dtype = y.dtype,
       .channels = channels_of(call, x, mean),
   };
   return call.launch(stream, arguments.channels.elements(), {},

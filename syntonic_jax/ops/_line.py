@@ -41,17 +41,19 @@ def normalise(
 
 
 def _reference(x, mean, *operands, factors, has_shift, scale_factor, dtype, block, groups):
-    y = scale_factor * (widen(x) - spread(mean, x, groups, block))
+    y = widen(x) - spread(mean, x, groups, block)
     # Element by element: for their product along the channels XLA would launch a kernel of its own.
+    # The first factor, which is near the inverse of the deviation, comes before all that enlarge.
     for numbers in operands[:factors]:
         y = y * spread(numbers, x, groups, block)
+    y = scale_factor * y
     if has_shift:
         y = y + spread(operands[factors], x, groups, block)
     return (y.astype(dtype),)
 
 
 def _kernel(x, mean, *operands, devices, factors, has_shift, scale_factor, dtype, block, groups):
-    if x.size == 0 or dtype != x.dtype:
+    if x.size == 0:
         return _reference(
             *(x, mean, *operands),
             factors=factors,
@@ -69,7 +71,7 @@ def _kernel(x, mean, *operands, devices, factors, has_shift, scale_factor, dtype
         "syntonic_golden_batch_norm_normalise",
         [Value("row", planes)]
         + [Value("parameter", v.reshape(channels)) for v in (mean, slope, shift)],
-        [Value("row", dtype=x.dtype)],
+        [Value("row", dtype=dtype)],
         groups=groups,
         devices=devices,
         planes=True,

@@ -91,7 +91,7 @@ def golden_batch_norm(
     if isinstance(axis_name, list):
         axis_name = tuple(axis_name)
     if axis_index_groups is not None:
-        axis_index_groups = tuple(map(tuple, axis_index_groups))
+        axis_index_groups = _check.index_groups("golden_batch_norm", axis_index_groups)
     return _golden_batch_norm(
         x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
         axis_index_groups,
@@ -270,8 +270,9 @@ def _require_mapped(name: str, axis_name) -> None:
 # ------------------------------------------------------------------------------------ rules
 #
 # What runs along a channel are two primitives that are each other's transpose, and the moments
-# (_channels.py). Everything between them is arithmetic on one number a channel, left to jnp, with
-# sums over the mapped axis wherever numbers of all shards meet.
+# (_channels.py); y is made element by element (_line.py). Everything between them is arithmetic on
+# one number a channel, left to jnp, with sums over the mapped axis wherever numbers of all shards
+# meet.
 
 
 def _psum(x, options: _Options):

@@ -72,7 +72,7 @@ Status golden_batch_norm_normalise(Stream, const GoldenBatchNormNormalise& call)
     const double mean = load(call.mean, acc, result), slope = load(call.slope, acc, result);
     const double shift = load(call.shift, acc, result);
     for_channel(call.channels, result, [&](int64_t i) {
-      store(call.y, call.dtype, i, slope * (load(call.x, call.dtype, i) - mean) + shift);
+      store(call.y, call.y_dtype, i, slope * (load(call.x, call.dtype, i) - mean) + shift);
     });
   }
   return kSuccess;
