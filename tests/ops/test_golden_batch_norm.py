@@ -341,3 +341,9 @@ def test_axis_name_that_is_not_mapped(options, axis_name):
 def test_output_statistics_of_what_is_not_floating(dtype):
     with pytest.raises(TypeError, match=rf"output_statistics: x .*got {dtype}"):
         output_statistics(jnp.ones((2, 3), dtype))
+
+
+@pytest.mark.parametrize("groups", [5, (0, 1)])
+def test_refused_index_groups(groups):
+    with pytest.raises(TypeError, match=r"golden_batch_norm: axis_index_groups must be .*got"):
+        golden_batch_norm(jnp.ones((5, 4)), axis_name="batch", axis_index_groups=groups)

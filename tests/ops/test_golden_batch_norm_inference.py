@@ -50,3 +50,14 @@ def test_inference_in_another_output_type(out, implementation, rng):
     oracles.assert_close(
         y, oracles_norm.inference(x, mean, var, variance=oracles.PHI_INV, acc="float32")
     )
+
+
+def test_nothing_overflows_on_the_way(implementation):
+    """Numbers near the largest, of a deviation as large: divided by it before they are enlarged."""
+    x, mean, var = (
+        jnp.full(shape, v, "float32") for shape, v in (((2, 3), 2e38), (3, 0), (3, 1e30))
+    )
+    y = golden_batch_norm_inference(
+        x, mean, var, target_variance=4.0, epsilon=0.0, implementation=implementation
+    )
+    np.testing.assert_allclose(y, np.full((2, 3), 4e23), rtol=8 * oracles.unit("float32"))
