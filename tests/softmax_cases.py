@@ -64,9 +64,18 @@ def discrete(x, name, masked):
 
 
 def adjust(x, *rest):
-    """x clear of 0, where mask and labels change, and weights clear of the floor."""
-    rest = [jnp.abs(r) + 0.5 if r.ndim == x.ndim else r for r in rest]
-    return [jnp.where(jnp.abs(x) < 0.01, 0.1, x), *rest]
+    """x clear of 0, where mask and labels change, and weights clear of the floor.
+
+    Weights for each class may lie below the floor, but not close to 0 above it: second derivatives
+    are sums of terms in 1/w², which all but cancel.
+    """
+
+    def clear(r):
+        if r.ndim == x.ndim:
+            return jnp.abs(r) + 0.5
+        return jnp.where(jnp.abs(r) < 0.1, 0.5, r) if r.ndim == 1 else r
+
+    return [jnp.where(jnp.abs(x) < 0.01, 0.1, x), *map(clear, rest)]
 
 
 def operation(name, mode="identity", masked=False, axis=-1, lead=(3,)) -> Operation:
