@@ -224,7 +224,7 @@ def test_masked_batch_norm(shape, axis, dtype, rng):
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @shapes
 def test_inference(shape, axis, dtype, rng, x64):
-    """With the statistics of the batch, about."""
+    """With the statistics of the batch, rounded: y for just these numbers."""
     (x, *parameters), _ = draw(rng, shape, axis, dtype)
     acc = oracles.accumulation(dtype)
     exact = oracles_norm.batch_norm(x, features=(axis,), acc=acc)
