@@ -241,10 +241,8 @@ __device__ AnyPacked<A, N> load_any(const AnyArray& array, int64_t start, const 
   AnyPacked<A, N> packed;
   switch (array.dtype) {
     case DType::f16:
+    case DType::bf16:  // only bytes are moved
       load_into<f16>(packed, array.data, start, at, vector);
-      break;
-    case DType::bf16:
-      load_into<bf16>(packed, array.data, start, at, vector);
       break;
     case DType::f32:
       load_into<float>(packed, array.data, start, at, vector);

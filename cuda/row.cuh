@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "devices.h"
 #include "reduce.cuh"
 
 namespace syntonic {
@@ -67,11 +68,18 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 // Whether the code of this kernel that the device runs was compiled for 9.0 or later, with clusters
 // and waits for launches in it, which does not follow from the device alone: it may run the PTX of
-// an older architecture.
+// an older architecture. That takes the driver a microsecond to say, and every launch asks.
 template <class K>
 bool compiled_for_90(K* kernel) {
+  static DeviceSet newer, older;  // all kernels of a type K are compiled for the same architectures
+  int device = 0;
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (newer.has(device)) return true;
+  if (older.has(device)) return false;
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) return false;
+  (attributes.ptxVersion >= 90 ? newer : older).add(device);
+  return attributes.ptxVersion >= 90;
 }
 
 // `kernel` stands for all kernels of the operation when it is asked for clusters.
@@ -123,8 +131,11 @@ __device__ inline void wait_for_launches() {
 
 // Whether launches that overlap can also be captured into a CUDA graph, as XLA does.
 inline bool captures_overlapping_launches() {
-  int version = 0;
-  return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
+  static const bool captures = [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
+  }();
+  return captures;
 }
 
 // How a kernel is launched; it points into itself.

@@ -1,4 +1,4 @@
-#include "softmax_cotangent.cuh"
+#include "softmax_cotangent_columns.cuh"
 #include "syntonic_cross_entropy.h"
 
 namespace syntonic {

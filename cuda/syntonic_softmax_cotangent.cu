@@ -1,4 +1,4 @@
-#include "softmax_cotangent.cuh"
+#include "softmax_cotangent_columns.cuh"
 
 namespace syntonic {
 // syntonic_softmax_planes_cotangent.cu

@@ -1,10 +1,10 @@
 // The targets of the custom calls: which handlers serve them, and which kernel they belong to.
 #pragma once
 
-#include <atomic>
 #include <vector>
 
 #include "buffers.h"
+#include "devices.h"
 
 #ifdef SYNTONIC_HOST
 namespace syntonic {
@@ -37,34 +37,33 @@ inline auto execute() {
 }
 
 // The device of the call, by its number; one that is not known has none.
-inline std::optional<unsigned> current_device() {
+inline std::optional<int> current_device() {
 #ifdef SYNTONIC_HOST
   return 0;
 #else
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return std::nullopt;
-  return static_cast<unsigned>(device);
+  return device;
 #endif
 }
 
 // The initialize stage loads the kernels onto the device of the call: a launch that is being
 // recorded must not do that. It runs before each execution, on each device, so what was done for a
-// device and a type is remembered; doing it twice, as two threads may, is harmless.
+// device and a type is remembered.
 template <Status (*load)(DType)>
 ffi::Error load_for(const ffi::AnyBuffer& data) {
-  static std::atomic<uint64_t> loaded[4];  // a bit for each device, by type
+  static DeviceSet loaded[4];  // by type
   // A wrong dtype is for the execute handler to report.
   const std::optional<DType> dtype = dtype_of(data);
   if (!dtype) return ffi::Error::Success();
-  const std::optional<unsigned> device = current_device();
-  const uint64_t bit = device && *device < 64 ? uint64_t{1} << *device : 0;
-  std::atomic<uint64_t>& devices = loaded[static_cast<int>(*dtype)];
-  if (devices.load(std::memory_order_relaxed) & bit) return ffi::Error::Success();
+  const std::optional<int> device = current_device();
+  DeviceSet& devices = loaded[static_cast<int>(*dtype)];
+  if (device && devices.has(*device)) return ffi::Error::Success();
   if (load(*dtype) != kSuccess) {
     return ffi::Error::Internal(std::string("the kernels for ") + name_of(*dtype) +
                                 " could not be loaded");
   }
-  devices.fetch_or(bit, std::memory_order_relaxed);
+  if (device) devices.add(*device);
   return ffi::Error::Success();
 }
 

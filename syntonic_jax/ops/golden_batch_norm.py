@@ -72,8 +72,8 @@ def golden_batch_norm(
       are differentiable.
 
     Raises:
-      TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `epsilon`
-        no Python number.
+      TypeError: an array or `dtype` is not real floating point, `where` not boolean, `epsilon` no
+        Python number, or `axis_index_groups` no sequence of sequences.
       ValueError: an axis is out of range or named twice, there is nothing to reduce, a parameter
         does not have the shape of the features, `where` does not broadcast, or another argument
         is out of range.
