@@ -57,7 +57,7 @@ struct Cotangent {
     AnyPacked<A, N> ct;
   };
 
-  AnyArray saved;  // z, or y for relu
+  AnyArray saved;  // z, or for relu y
   AnyArray ct;
   T* d_identity;
   T* d_residual;
@@ -114,8 +114,7 @@ Status phi_residual(Stream stream, const PhiResidual& call) {
 Status phi_residual_cotangent(Stream stream, const PhiResidualCotangent& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const DType saved_dtype = call.activation == Activation::relu ? call.y_dtype : call.dtype;
-    const Cotangent<T> map = {{const_cast<void*>(call.saved), saved_dtype},
+    const Cotangent<T> map = {{const_cast<void*>(call.saved), call.saved_dtype},
                               {const_cast<void*>(call.ct), call.y_dtype},
                               static_cast<T*>(call.d_identity),
                               static_cast<T*>(call.d_residual),

@@ -21,12 +21,13 @@ Status phi_residual(Stream stream, const PhiResidual& call);
 
 // g = activation'(saved) * ct, d_identity = identity_scale * g, d_residual = residual_scale * g.
 struct PhiResidualCotangent {
-  const void* saved;  // relu: y (y_dtype); gelu and golden_gelu: z (dtype)
+  const void* saved;  // saved_dtype: gelu and golden_gelu: z; relu: z or y, of the same sign
   const void* ct;     // y_dtype
   void* d_identity;   // dtype; null where it is not asked for
   void* d_residual;   // dtype; null where it is not asked for
   DType dtype;
   DType y_dtype;
+  DType saved_dtype;
   int64_t count;
   double identity_scale;
   double residual_scale;

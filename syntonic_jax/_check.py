@@ -73,6 +73,8 @@ def axes(function: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, .
 
 def integer_axis(function: str, value: Any) -> int:
     """One axis, which is to be static; TypeError unless it is an integer."""
+    if type(value) is int:  # at once: an eager call waits for this
+        return value
     if not _is_integer(value):
         raise TypeError(f"{function}: axis must be an integer, got {value!r}")
     return int(value)
@@ -165,17 +167,17 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
     return np.dtype(jax.eval_shape(lambda: jnp.zeros((), asked)).dtype)
 
 
-def epsilon(function: str, value: Any) -> float:
+def epsilon(function: str, value: Any, name: str = "epsilon") -> float:
     """The float `value`; raises TypeError or ValueError unless it is a finite number >= 0."""
     if type(value) is float and 0 <= value < math.inf:  # eager calls pass here every time
         return value
     if not _is_number(value):
         raise TypeError(
-            f"{function}: epsilon must be a Python number, which is static under jit, "
+            f"{function}: {name} must be a Python number, which is static under jit, "
             f"got {type(value).__name__}"
         )
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{function}: epsilon must be finite and not negative, got {value!r}")
+        raise ValueError(f"{function}: {name} must be finite and not negative, got {value!r}")
     return float(value)
 
 

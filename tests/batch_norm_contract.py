@@ -176,6 +176,18 @@ class BatchNormContract(NormContract):
 class FlaxBatchNormContract(BatchNormContract):
     """What NNX and Linen have in common."""
 
+    def test_a_mask_that_does_not_fit_is_refused(self, rng):
+        message = r"GoldenBatchNorm: mask must broadcast to the shape .* of x, got \(5,\)"
+        self.refuses(self.data(rng), ValueError, message, {"mask": jnp.ones(5, bool)})
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_other_features_are_refused_without_parameters_too(self, rng, train):
+        x = self.data(rng)
+        norm = self.ours(x, use_scale=False, use_bias=False)
+        message = r"GoldenBatchNorm: x must have features of shape \(6,\), .*got \(5,\)"
+        with pytest.raises(ValueError, match=message):
+            norm.apply(*norm.init(), x[..., :5], train=train)
+
     def test_another_feature_axis(self, rng):
         x = jnp.moveaxis(self.data(rng), 3, 1)
         norms = self.standard(x, axis=1), self.theirs(x, axis=1)

@@ -101,6 +101,7 @@ class NormContract:
     epsilon: float  # the framework's default
     random_init: Any = staticmethod(jax.nn.initializers.normal(1.0))
     fast = False  # whether theirs has no other variance than E[x**2] - E[x]**2
+    epsilon_is_called = "epsilon"
 
     def build(self, theirs: bool, x, **options) -> Norm:
         """Our layer, or the framework's, for arrays like x."""
@@ -207,23 +208,26 @@ class NormContract:
         oracles.assert_close(y, want)
         self.assert_variance(y, 1.0, want, stats)
 
-    def refuses(self, x, error, message, **options):
+    def refuses(self, x, error, message, call=None, **options):
         variables = self.theirs(jnp.zeros(SHAPE)).init()
         with pytest.raises(error, match=message):
-            self.ours(x, **options).apply(*variables, x)
+            self.ours(x, **options).apply(*variables, x, **(call or {}))
 
     def test_integers_are_refused(self, rng):
         self.refuses(self.data(rng).astype("int32"), TypeError, "(?s)golden_.*_norm.*int32")
 
     def test_unknown_implementation_is_refused(self, rng):
-        self.refuses(self.data(rng), ValueError, "implementation", implementation="triton")
+        message = "implementation must be .*got 'triton'"
+        self.refuses(self.data(rng), ValueError, message, implementation="triton")
 
     def test_bad_epsilon_is_refused(self, rng):
-        self.refuses(self.data(rng), ValueError, "epsilon", epsilon=-1e-6)
+        message = f"{self.epsilon_is_called} must be finite and not negative, got -1e-06"
+        self.refuses(self.data(rng), ValueError, message, epsilon=-1e-6)
 
     @pytest.mark.parametrize("target", ["gold", 0.0, -1.0])
     def test_bad_target_variance_is_refused(self, rng, target):
-        self.refuses(self.data(rng), ValueError, "target_variance", target_variance=target)
+        message = f"target_variance must be .*got {target!r}"
+        self.refuses(self.data(rng), ValueError, message, target_variance=target)
 
 
 class LayerNormContract(NormContract):
@@ -271,7 +275,7 @@ class LayerNormContract(NormContract):
 
     def test_an_axis_that_is_not_there_is_refused(self, rng):
         for reduced, named in ((4, "4"), ((-1, 3), r"\(-1, 3\)"), (-5, "-5")):
-            message = f"GoldenLayerNorm: .*axis|axes must be distinct axes of x.*got {named}"
+            message = f"(GoldenLayerNorm: .*axis|axes must be distinct axes of x).*got {named}"
             self.refuses(self.data(rng), ValueError, message, **self.axes(reduced, -1))
 
     def test_nothing_to_reduce_is_refused(self, rng):
@@ -283,6 +287,10 @@ class FlaxLayerNormContract(LayerNormContract):
     """What NNX and Linen have in common."""
 
     epsilon = 1e-6
+
+    def test_a_mask_that_does_not_fit_is_refused(self, rng):
+        message = r"GoldenLayerNorm: mask must broadcast to the shape .* of x, got \(5,\)"
+        self.refuses(self.data(rng), ValueError, message, {"mask": jnp.ones(5, bool)})
 
     @pytest.mark.parametrize("shape", [(16, 1, 1, 6), (6,), SHAPE])
     def test_mask(self, rng, shape):

@@ -78,6 +78,27 @@ def round_to(x, dtype) -> np.ndarray:
 # --- comparison ----------------------------------------------------------------------------------
 
 
+def flushed(x, dtype) -> np.ndarray:
+    """x, with 0 for what is below the normal range of the type."""
+    x = real(x)
+    return np.where(np.abs(x) < float(info(dtype).smallest_normal), 0 * x, x)
+
+
+def assert_kept_or_flushed(actual, estimates) -> None:
+    """Every number is one of the estimates, or 0 where one of them is below the normal range.
+
+    For numbers around the smallest normal one. XLA:CPU may replace those below it by 0 at any step;
+    the estimates are of the exact result and of what is left where it did.
+    """
+    dtype = np.asarray(actual).dtype
+    actual, good = real(actual), False
+    least = float(max(info(t).smallest_normal for t in (dtype, accumulation(dtype))))
+    for value, slack in estimates:
+        good |= np.abs(actual - value) <= ulp(np.abs(value) + slack, dtype) / 2 + slack
+        good |= (actual == 0) & (np.abs(value) < least)
+    assert np.all(good), (actual[~good], [value[~good] for value, _ in estimates])
+
+
 def assert_close(actual, estimate: Estimate, what: str = "", flush: bool = False):
     """`actual` is the estimate rounded once to its own type, give or take the estimate's slack.
 

@@ -147,9 +147,7 @@ RUN = """
     import jax, numpy as np
     from jax import export
 
-    if {double}:
-        import double
-        double.install()
+    {setup}
     for path in pathlib.Path({folder!r}).glob("*.export"):
         call = export.deserialize(bytearray(path.read_bytes())).call
         for given in path.parent.glob(path.stem + ".*.in.npz"):
@@ -160,7 +158,8 @@ RUN = """
             values = lambda *x: sum(y.sum() for y in jax.tree.leaves(call(*x)[0]))
             slopes = jax.grad(values, tuple(range(len(operands))))(*operands)
             np.savez(str(given).replace(".in.", ".out."), *jax.tree.leaves((results, slopes)))
-    assert {double} or "syntonic_jax" not in sys.modules  # jnp needs nothing of the library
+    # jnp needs nothing of the library.
+    assert {setup!r} or "syntonic_jax" not in sys.modules
 """
 
 
@@ -197,17 +196,28 @@ def check(name, given, result):
     battery.assert_same(got, expected, RTOL)
 
 
+def round_trip(implementation, platform, setup, folder, rng):
+    for name in CALLS:
+        written = exported(name, implementation, [platform], OURS if setup else ())
+        (folder / f"{name}.export").write_bytes(written.serialize(vjp_order=1))
+        for size in SIZES:
+            np.savez(folder / f"{name}.{size}.in.npz", *operands_of(name, size, rng))
+    run_fresh(RUN.format(setup=setup, folder=str(folder)))
+    for name, size in itertools.product(CALLS, SIZES):
+        check(name, folder / f"{name}.{size}.in.npz", folder / f"{name}.{size}.out.npz")
+
+
 @pytest.mark.slow
 def test_round_trip(implementation, tmp_path, rng):
-    double = implementation == "cuda"
-    for name in CALLS:
-        written = exported(name, implementation, ["cpu"], OURS if double else ())
-        (tmp_path / f"{name}.export").write_bytes(written.serialize(vjp_order=1))
-        for size in SIZES:
-            np.savez(tmp_path / f"{name}.{size}.in.npz", *operands_of(name, size, rng))
-    run_fresh(RUN.format(double=double, folder=str(tmp_path)))
-    for name, size in itertools.product(CALLS, SIZES):
-        check(name, tmp_path / f"{name}.{size}.in.npz", tmp_path / f"{name}.{size}.out.npz")
+    setup = "import double; double.install()" if implementation == "cuda" else ""
+    round_trip(implementation, "cpu", setup, tmp_path, rng)
+
+
+@pytest.mark.gpu
+def test_round_trip_on_a_gpu(tmp_path, rng, monkeypatch):
+    """The fresh process imports the library, which registers its kernels."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    round_trip("cuda", "cuda", "import syntonic_jax", tmp_path, rng)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -153,6 +153,12 @@ def test_layernorm(shape, dtype, rng):
         ((150, 16, 7, 7), 1),
         ((4, 5, 3, 2), 1),  # planes of whole pairs of numbers, and of no more
         ((5, 3, 7, 14), 1),
+        (
+            (5, 3, 48, 48),
+            1,
+        ),  # planes beyond a block: of whole packs, of halves in 16 bits and in 32
+        ((6, 2, 34, 34), 1),
+        ((4, 4, 30, 35), 1),
     ],
     ids=str,
 )
@@ -165,7 +171,9 @@ def test_batch_norm(shape, axis, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("shape", "axis"), [((300, 24), -1), ((40, 12, 14, 14), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((300, 24), -1), ((40, 12, 14, 14), 1), ((5, 3, 48, 48), 1)], ids=str
+)
 def test_batch_norm_far_from_zero(shape, axis, dtype, rng):
     """Where what rounding took from the mean shows in y: it is in the shift."""
     x = jnp.asarray(1e4 + rng.normal(size=shape), dtype)

@@ -49,10 +49,10 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   const Array d_identity = call.result_if(wanted & kDIdentity, "d_identity");
   const Array d_residual = call.result_if(wanted & kDResidual, "d_residual");
   const DType dtype = d_identity.present() ? d_identity.dtype : d_residual.dtype;
-  const bool saved_is_y = activation == static_cast<int32_t>(Activation::relu);
+  const bool may_be_y = activation == static_cast<int32_t>(Activation::relu);
   for (const Array& array : {ct, d_identity, d_residual}) call.has_shape_of(array, saved);
   for (const Array& array : {d_identity, d_residual}) call.has_dtype(array, dtype);
-  call.has_dtype(saved, saved_is_y ? ct.dtype : dtype);
+  call.has_dtype(saved, may_be_y && saved.dtype == ct.dtype ? ct.dtype : dtype);
   const PhiResidualCotangent arguments{
       .saved = saved.data,
       .ct = ct.data,
@@ -60,6 +60,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
       .d_residual = d_residual.data,
       .dtype = dtype,
       .y_dtype = ct.dtype,
+      .saved_dtype = saved.dtype,
       .count = saved.count,
       .identity_scale = identity_scale,
       .residual_scale = residual_scale,

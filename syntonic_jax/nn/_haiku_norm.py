@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
 
@@ -34,7 +34,7 @@ class _Norm(hk.Module):
             raise ValueError(f"{layer}: offset_init given with create_offset=False")
         self.create_scale = create_scale
         self.create_offset = create_offset
-        self.eps = eps
+        self.eps = _check.epsilon(layer, eps, "eps")
         self.scale_init = scale_init or jnp.ones
         self.offset_init = offset_init or jnp.zeros
 
@@ -86,10 +86,10 @@ class GoldenBatchNorm(_Norm):
       implementation: see :func:`syntonic_jax.golden_batch_norm`.
 
     Raises:
-      ValueError: an initialiser for a parameter that is not created, groups without an axis, an
-        unknown data format (when built); an axis that the inputs do not have, nothing to reduce,
-        a negative eps, a bad target variance, a parameter both created and passed, or one that
-        does not broadcast (when called).
+      ValueError: an initialiser for a parameter that is not created, groups without an axis, a
+        negative eps, an unknown data format (when built); an axis that the inputs do not have,
+        nothing to reduce, a bad target variance, a parameter both created and passed, or one
+        that does not broadcast (when called).
       TypeError: inputs that are not real floating point.
 
     >>> import haiku as hk
@@ -223,8 +223,8 @@ class GoldenLayerNorm(_Norm):
       implementation: see :func:`syntonic_jax.golden_layer_norm`.
 
     Raises:
-      ValueError: an initialiser for a parameter that is not created (when built); an axis that
-        the inputs do not have, nothing to reduce, a negative eps, a bad target variance, a
+      ValueError: an initialiser for a parameter that is not created, a negative eps (when built);
+        an axis that the inputs do not have, nothing to reduce, a bad target variance, a
         parameter both created and passed, or one that does not broadcast (when called).
       TypeError: inputs that are not real floating point.
 

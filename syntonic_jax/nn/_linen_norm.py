@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
 from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._norm import along, layer_norm, sorted_axes, widened
+from syntonic_jax.nn._norm import (
+    along,
+    kept,
+    layer_norm,
+    require_features,
+    sorted_axes,
+    widened,
+)
 
 with required("flax", "flax"):
     from flax import linen as nn
@@ -129,6 +136,7 @@ class GoldenBatchNorm(nn.Module):
             self.variable("batch_stats", "var", jnp.ones, shape, stored),
         ]
         scale, bias = _parameters(self, shape)
+        require_features("GoldenBatchNorm", x, axes, running[0].value.shape)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         settings: Any = {
             "axis": axes,
@@ -146,7 +154,7 @@ class GoldenBatchNorm(nn.Module):
             widened(x, dtype),
             scale,
             bias,
-            where=None if mask is None else jnp.asarray(mask, bool),
+            where=kept("GoldenBatchNorm", mask, x),
             **_mapping(self),
             **settings,
         )
@@ -248,7 +256,7 @@ class GoldenLayerNorm(nn.Module):
             bias,
             reduced,
             dtype,
-            where=None if mask is None else jnp.asarray(mask, bool),
+            where=kept(name, mask, x),
             **_mapping(self),
             epsilon=self.epsilon,
             target_variance=self.target_variance,

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
 from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._norm import along, layer_norm, sorted_axes, widened
+from syntonic_jax.nn._norm import (
+    along,
+    kept,
+    layer_norm,
+    require_features,
+    sorted_axes,
+    widened,
+)
 
 with required("flax", "flax"):
     from flax import nnx
@@ -174,6 +181,8 @@ class GoldenBatchNorm(_Norm):
                 "GoldenBatchNorm: use_running_average must be set in the constructor, in the call, "
                 "or by train() or eval()"
             )
+        axes = sorted_axes("GoldenBatchNorm", "axis", self.axis, jnp.ndim(x))
+        require_features("GoldenBatchNorm", x, axes, self.mean[...].shape)
         arrays, dtype = self._promote(x, self.mean[...], self.var[...], *self._values())
         x, mean, var, scale, bias = arrays
         settings: Any = {
@@ -189,7 +198,7 @@ class GoldenBatchNorm(_Norm):
             x,
             scale,
             bias,
-            where=None if mask is None else jnp.asarray(mask, bool),
+            where=kept("GoldenBatchNorm", mask, x),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             **settings,
@@ -321,7 +330,7 @@ class GoldenLayerNorm(_Norm):
             bias,
             reduced,
             dtype,
-            where=None if mask is None else jnp.asarray(mask, bool),
+            where=kept(name, mask, x),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             epsilon=self.epsilon,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_layer_norm
+from syntonic_jax import _check, golden_batch_norm, golden_layer_norm
 
 
 def sorted_axes(layer: str, argument: str, axes: Any, ndim: int) -> tuple[int, ...]:
@@ -25,6 +25,25 @@ def sorted_axes(layer: str, argument: str, axes: Any, ndim: int) -> tuple[int, .
 def others(x: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of x that are not among `axes`."""
     return tuple(a for a in range(jnp.ndim(x)) if a not in axes)
+
+
+def require_features(layer: str, x: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """ValueError unless the running statistics are of the shape of the features of x."""
+    found = tuple(jnp.shape(x)[a] for a in axes)
+    if found != shape:
+        raise ValueError(
+            f"{layer}: x must have features of shape {shape}, those of the running statistics, "
+            f"on axes {axes}, got {found}"
+        )
+
+
+def kept(layer: str, mask: Any, x: Any) -> Any:
+    """`mask` as truth values, or None; ValueError unless it broadcasts to the shape of x."""
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask, bool)
+    _check.broadcasts(layer, jnp.shape(x), "x", mask=mask)
+    return mask
 
 
 def widened(x: Any, dtype: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
@@ -106,9 +106,9 @@ class PhiResidualLayerNorm(hk.Module):
       implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
 
     Raises:
-      ValueError: unknown mode, another axis, ``use_fast_variance``, an initialiser for a
-        parameter that is not created (when built); unequal shapes, a wrong parameter shape, a
-        negative eps, a bad target variance, a parameter both created and passed (when called).
+      ValueError: unknown mode, another axis, ``use_fast_variance``, a negative eps, an
+        initialiser for a parameter that is not created (when built); unequal shapes, a wrong
+        parameter shape, a bad target variance, a parameter both created and passed (when called).
       TypeError: data that are not real floating point.
 
     >>> import haiku as hk
@@ -153,7 +153,7 @@ class PhiResidualLayerNorm(hk.Module):
             raise ValueError("PhiResidualLayerNorm: scale_init given with create_scale=False")
         if not create_offset and offset_init is not None:
             raise ValueError("PhiResidualLayerNorm: offset_init given with create_offset=False")
-        self.eps = eps
+        self.eps = _check.epsilon("PhiResidualLayerNorm", eps, "eps")
         self.create_scale = create_scale
         self.create_offset = create_offset
         self.scale_init = scale_init or jnp.ones

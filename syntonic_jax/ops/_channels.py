@@ -40,8 +40,8 @@ def moments(
 ) -> tuple[Any, ...]:
     """Number of elements of every channel, mean, low, var, slope and shift.
 
-    The mean to twice the precision is mean + low. The number is a Python one, or an array where
-    there is a mask. Slope and shift are those of `line`.
+    The mean to twice the precision is mean + low. The number is a Python float (it may be beyond
+    int32), or an array where there is a mask. Slope and shift are those of `line`.
     """
     *results, count = bind(
         golden_batch_norm_moments_p,
@@ -55,7 +55,7 @@ def moments(
         block=block,
         groups=0,
         implementation=implementation,
-    ) + ([_count(x, 0, block)] if where is None else [])
+    ) + ([float(_count(x, 0, block))] if where is None else [])
     return count, *results
 
 

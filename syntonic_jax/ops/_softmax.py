@@ -84,7 +84,8 @@ class Form(NamedTuple):
 
 def checked_scale(function: str, scale: Any) -> Any:
     """A number, or an array without axes; None for 1, which need not go to the device."""
-    scale = _check.scalar(function, "scale", scale)
+    if type(scale) is not float:  # what it mostly is: an eager call waits for this
+        scale = _check.scalar(function, "scale", scale)
     return None if isinstance(scale, float) and scale == 1 else scale
 
 

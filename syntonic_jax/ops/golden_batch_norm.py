@@ -60,7 +60,9 @@ def golden_batch_norm(
         are normalised like them. A feature without any has NaN statistics.
       axis_name: a mapped axis (of vmap, pmap or shard_map), or several, over which the statistics
         are merged. Every shard weighs by the number of its elements, an empty one not at all.
-      axis_index_groups: groups of indices of that axis to merge within, as in `jax.lax.psum`.
+      axis_index_groups: groups of indices of that axis to merge within, as in `jax.lax.psum`:
+        jax has them for pmap, and for shard_map without its check (check_vma=False). Without
+        axis_name they mean nothing.
       dtype: type of y; None: that of x.
       implementation: None, 'cuda' or 'xla' (docs/implementation.md). None takes kernels for what
         is summed and leaves y to XLA, which fuses it with the activation that follows; with
@@ -238,12 +240,14 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
         )
     if options.axis_name is not None:
         _require_mapped(name, options.axis_name)
-    # Under the mask infinities and NaN stay what they are in y, and touch nothing else.
+    # Under the mask infinities and NaN are normalised too, but have no part in derivatives.
     odd = None if where is None else ~(where | jnp.isfinite(x))
     given = x if odd is None else jnp.where(odd, 0, x)
     y, mean, _, var = _batch_norm(given, scale, bias, where, layout, options)
     if odd is not None:
-        y = jnp.where(odd, lax.stop_gradient(x).astype(y.dtype), y)
+        statistics = lax.stop_gradient((x, mean, var, scale, bias))
+        by_jnp = options._replace(implementation="xla")  # fused with the choice
+        y = jnp.where(odd, _normalise(*statistics, layout, by_jnp), y)
     return layout.restore(y), mean, var
 
 
@@ -291,7 +295,7 @@ def _moments(x, scale, bias, where, layout: Layout, options: _Options):
     if options.axis_name is None:
         return mean, low, var, slope, shift
     # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
-    here = jnp.asarray(count) > 0
+    here = count > 0
     share = count / _psum(count, options)
     common = settled(_psum(jnp.where(here, mean * share, 0), options))
     # From here on numbers are small beside the mean.
@@ -389,7 +393,7 @@ def _slope(rstd, scale, options: _Options):
 
 def _count(x, where, layout: Layout, options: _Options):
     if where is None:
-        return _psum(math.prod(layout.reduced), options)
+        return _psum(float(math.prod(layout.reduced)), options)
     features, trailing = layout.block
     first = x.ndim - features - trailing
     axes = tuple(i for i in range(x.ndim) if not first <= i < first + features)

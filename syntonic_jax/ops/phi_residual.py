@@ -224,12 +224,18 @@ def golden_sum(identity: Any, residual: Any, mode: PhiResidualMode) -> Any:
 def _reference(identity, residual, *, mode, activation, dtype, residuals):
     z = golden_sum(identity, residual, mode)
     y = _activation.apply(activation, z).astype(dtype)
-    return (y, z.astype(identity.dtype)) if residuals and _keeps_sum(activation) else (y,)
+    keeps_sum = residuals and _keeps_sum(activation, dtype, identity.dtype)
+    return (y, z.astype(identity.dtype)) if keeps_sum else (y,)
 
 
-def _keeps_sum(activation: str | None) -> bool:
-    """Whether the backward pass needs z: that of relu reads y, that of a plain sum nothing."""
-    return activation in ("gelu", "golden_gelu")
+def _keeps_sum(activation: str | None, dtype: Any, data_dtype: Any) -> bool:
+    """Whether the backward pass needs z: that of a plain sum needs nothing.
+
+    That of relu reads y, unless y may be 0 where z is not.
+    """
+    if activation == "relu":
+        return jnp.finfo(dtype).smallest_normal > jnp.finfo(data_dtype).smallest_normal
+    return activation is not None
 
 
 def branch_scales(mode: PhiResidualMode) -> tuple[float, float]:
@@ -277,10 +283,11 @@ def _kernel(identity, residual, *, mode, activation, dtype, residuals, devices):
         return _reference(
             identity, residual, mode=mode, activation=activation, dtype=dtype, residuals=residuals
         )
+    keeps_sum = residuals and _keeps_sum(activation, dtype, identity.dtype)
     return elementwise_call(
         "syntonic_phi_residual",
         [identity, residual],
-        [dtype, identity.dtype] if residuals and _keeps_sum(activation) else [dtype],
+        [dtype, identity.dtype] if keeps_sum else [dtype],
         sum_scale=mode.sum_scale,
         residual_scale=mode.residual_scale,
         activation=_activation.CODES[activation],

@@ -37,6 +37,9 @@ SHAPES = [  # of rows, channels last and channels first, and the feature axis
     ((3, 5, 300, 301), 1),
     ((4, 5, 3, 2), 1),  # planes of whole pairs of numbers, and of no more
     ((33, 3, 7, 14), 1),
+    ((70, 3, 56, 56), 1),  # planes beyond a block: of whole packs, of halves
+    ((6, 5, 34, 34), 1),
+    ((4, 4, 30, 35), 1),
 ]
 WIDTHS = (1, 7, 33, 768, 1000, 4096, 16384, 65536)
 
@@ -339,6 +342,7 @@ def test_batched_parameters(kind, shape, axis, rng, x64):
         ("batch", (32, 28, 28, 96), -1),
         ("batch", (32, 96, 28, 28), 1),
         ("batch", (64, 2048, 7, 7), 1),
+        ("batch", (64, 16, 56, 56), 1),
         ("layer", (2049, 768), -1),
         ("layer", (33, 65536), -1),
     ],

@@ -13,7 +13,14 @@ import oracles
 import pytest
 
 import syntonic_jax
-from syntonic_jax import _dispatch, _extension, phi_residual, phi_residual_layernorm
+from syntonic_jax import (
+    _dispatch,
+    _extension,
+    golden_gelu,
+    phi_residual,
+    phi_residual_layernorm,
+    residual_component_norm,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -213,6 +220,19 @@ def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     exact = oracles.phi_residual_vjp(x, r, r, "phi", "gelu", acc=acc, stored=dtype)
     oracles.assert_close(identity, exact[0], "identity")
     oracles.assert_close(residual, exact[1], "residual")
+    (y,) = shifted(
+        "syntonic_phi_residual",
+        (x, r),
+        ((x.shape, dtype),),
+        sum_scale=1.0,
+        residual_scale=oracles.PHI_INV,
+        activation=0,
+    )
+    oracles.assert_close(y, oracles.phi_residual(x, r, "phi", acc=acc), "plain sum")
+    (y,) = shifted("syntonic_golden_gelu", (x,), ((x.shape, dtype),))
+    oracles.assert_close(y, oracles.golden_gelu(x, acc=acc), "golden_gelu")
+    (dx,) = shifted("syntonic_golden_gelu_cotangent", (x, r), ((x.shape, dtype),))
+    oracles.assert_close(dx, oracles.golden_gelu_vjp(x, r, acc=acc), "gradient of golden_gelu")
     (total, _) = shifted("syntonic_sum_of_squares", (x,), (((1,), acc), ((64,), acc)))
     norm = oracles.residual_component_norm(x, "standard", acc=acc)
     squared = oracles.Estimate(norm.value**2, 3 * norm.value * norm.slack)
@@ -223,6 +243,9 @@ GRAPHS = {  # an operation eight times, and the calls that the gradient of its s
     "row": ("phi_residual_layernorm(y, x, x[0], x[1], implementation='cuda')", 1024, 16),
     "cluster": ("phi_residual_layernorm(y, x, x[0], x[1], implementation='cuda')", 65536, 16),
     "channels": ("golden_batch_norm(y, x[0], implementation='cuda')[0] + x", 1024, 24),
+    "sum": ("phi_residual(y, x, activation='gelu', implementation='cuda')", 1024, 16),
+    "gelu": ("golden_gelu(y, implementation='cuda')", 1024, 16),
+    "norm": ("y * residual_component_norm(y, implementation='cuda')", 1024, 8),
 }
 
 
@@ -230,9 +253,10 @@ GRAPHS = {  # an operation eight times, and the calls that the gradient of its s
 def test_calls_are_captured_in_cuda_graphs(name, tmp_path):
     """XLA records a chain of the calls into a command buffer: its thunk dump says so."""
     operation, width, calls = GRAPHS[name]
+    flags = os.environ.get("XLA_FLAGS", "")
     script = f"""
         import jax, jax.numpy as jnp
-        from syntonic_jax import golden_batch_norm, phi_residual_layernorm
+        from syntonic_jax import *
         x = jax.random.normal(jax.random.key(0), (64, {width}))
         def f(x):
             y = x
@@ -249,7 +273,7 @@ def test_calls_are_captured_in_cuda_graphs(name, tmp_path):
         check=True,
         env=os.environ
         | {
-            "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
+            "XLA_FLAGS": f"{flags} --xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         },
     )
@@ -259,6 +283,28 @@ def test_calls_are_captured_in_cuda_graphs(name, tmp_path):
     # Indented: part of the buffer, outside which there is nothing.
     assert all(line.startswith("    ") for line in inside if line.strip())
     assert sum("kCustomCall" in line for line in inside) == calls
+
+
+def test_operands_are_slices_of_a_buffer(rng):
+    """XLA hands the calls parts of a buffer, and has them write into parts of another."""
+    buffer, scale = (jnp.asarray(rng.normal(size=s), "float32") for s in ((3, 64, 1000), 1000))
+    cuda = {"implementation": "cuda"}
+
+    def each(x, r):
+        y, z = phi_residual_layernorm(x, r, scale, scale, return_sum=True, **cuda)
+        norm = residual_component_norm(r, **cuda)
+        return [phi_residual(x, r, **cuda), golden_gelu(x, **cuda), y, z, norm * x]
+
+    def of_slices(buffer, i):
+        x, r = jax.lax.dynamic_index_in_dim(buffer, i, keepdims=False), buffer[2]
+        return jnp.stack(each(x, r))
+
+    compiled = jax.jit(of_slices).lower(buffer, 0).compile()
+    assert "dynamic-slice" in compiled.as_text()
+    for i in range(2):
+        expected = jax.jit(each)(buffer[i] + 0, buffer[2] + 0)
+        for ours, theirs in zip(compiled(buffer, i), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_report_names_this_device():

@@ -15,6 +15,7 @@ from syntonic_jax import (
     golden_layer_norm,
     phi_residual_gelu,
     phi_residual_layernorm,
+    phi_residual_relu,
     residual_component_norm,
     syntonic_cross_entropy,
     syntonic_log_softmax,
@@ -27,8 +28,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
 WIDTHS = (7, 33, 200, 256, 1000, 4096, 8193, 16384, 98304, 140001, 600000)
 
 
-# Channels before other axes: packs of whole, half and single elements.
-PLANES = ((3, 5, 64), (3, 4, 196), (4, 6, 49))
+# Channels before other axes: packs of whole, half and single elements, in tiles of channels and in
+# planes beyond a block.
+PLANES = ((3, 5, 64), (3, 4, 196), (4, 6, 49), (3, 2, 2304), (3, 2, 1156), (4, 4, 1050))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -45,6 +47,7 @@ def everything(implementation, rows, scale, planes):
                 x, x[::-1], s, s, return_sum=True, implementation=implementation
             )
             w = phi_residual_gelu(y, z, implementation=implementation)
+            w = phi_residual_relu(w, y, implementation=implementation)
             w = golden_gelu(w, implementation=implementation)
             # Near the middle of the lattice, and beyond it: both of its ways.
             w = w + crystallize(100 * x, implementation=implementation) / 100
@@ -66,7 +69,7 @@ def test_every_kernel(dtype, rng, x64):
     ours, theirs = (everything(i, rows, scale, planes) for i in ("cuda", "xla"))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         a, b = oracles.real(a), oracles.real(b)
-        # Six operations, each rounding its result to the type of the data; two of them divide by
+        # Seven operations, each rounding its result to the type of the data; two of them divide by
         # a deviation, that of a batch of five by as little as a third of one.
         tolerance = 64 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)

@@ -42,6 +42,7 @@ def in_words(options):
 
 
 class TestGoldenBatchNorm(BatchNormContract):
+    epsilon_is_called = "eps"
     fast = True
     random_init = staticmethod(hk.initializers.RandomNormal())
 
@@ -196,6 +197,7 @@ class TestGoldenBatchNorm(BatchNormContract):
 
 
 class TestGoldenLayerNorm(LayerNormContract):
+    epsilon_is_called = "eps"
     epsilon = 1e-5
     random_init = staticmethod(hk.initializers.RandomNormal())
 

@@ -132,7 +132,7 @@ class TestGoldenBatchNorm(FlaxBatchNormContract):
     def test_another_width_is_refused(self, rng):
         norm = GoldenBatchNorm(CHANNELS + 1, rngs=nnx.Rngs(0))
         for average in (True, False):
-            with pytest.raises(ValueError, match=r"golden_batch_norm.*\(6,\).*\(7,\)"):
+            with pytest.raises(ValueError, match=r"GoldenBatchNorm: x .*\(7,\).*\(6,\)"):
                 norm(self.data(rng), average)
 
     def test_keeps_the_sharding_of_its_parameters(self):

@@ -157,7 +157,8 @@ def test_mean_far_above_deviation(implementation, rng):
 
     80 roundings of u = 6e-8 for each of the two levels of sums are 1e-5.
     """
-    x = jnp.asarray(rng.normal(1e4, size=(DEVICES, 8, 5)), "float32")
+    far = 1e4 + 5 * np.arange(DEVICES).reshape(-1, 1, 1)
+    x = jnp.asarray(rng.normal(far, size=(DEVICES, 8, 5)), "float32")
     norm = functools.partial(
         golden_batch_norm,
         axis_name="d",
@@ -171,6 +172,18 @@ def test_mean_far_above_deviation(implementation, rng):
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-5)
     xhat = (exact - exact.mean(0)) / exact.std(0)
     np.testing.assert_allclose(y.reshape(-1, 5), xhat, rtol=1e-5, atol=1e-5)
+
+
+def test_more_elements_than_int32_counts(implementation):
+    """Nothing is computed: the number of elements alone is too large for jax's default integer."""
+    norm = functools.partial(golden_batch_norm, axis_name="d", implementation=implementation)
+
+    def f(x):
+        y, mean, var = jax.vmap(norm, axis_name="d")(x)
+        return y.sum() + mean.sum() + var.sum()
+
+    x = jax.ShapeDtypeStruct((2, 2**31 + 8, 1), "bfloat16")
+    assert jax.eval_shape(jax.grad(f), x) == x
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

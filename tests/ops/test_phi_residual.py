@@ -201,16 +201,44 @@ def test_special_values(activation, dtype, implementation):
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_subnormal(dtype, implementation):
-    tiny = float(oracles.info(dtype).smallest_normal)
-    identity = jnp.array([tiny / 4, tiny / 2, tiny, -tiny], dtype)
-    residual = jnp.array([tiny / 4, -tiny, tiny, tiny / 2], dtype)
     acc = oracles.accumulation(dtype)
+    tiny = float(max(oracles.info(t).smallest_normal for t in (dtype, acc)))
+    identity = jnp.array([tiny / 4, tiny / 2, tiny, -tiny, 5 * tiny, 9 * tiny], dtype)
+    residual = jnp.array([tiny / 4, -tiny, tiny, tiny / 2, 7 * tiny, tiny], dtype)
     for mode, activation in itertools.product(oracles.MODES, ACTIVATIONS):
         y = phi_residual(
             identity, residual, mode, activation=activation, implementation=implementation
         )
-        expected = oracles.phi_residual(identity, residual, mode, activation, acc=acc)
-        oracles.assert_close(y, expected, flush=True)
+        # The residual may be flushed before it is scaled and after that.
+        scale = PHI_INV if mode == "phi" else 1
+        branches = [
+            (identity, residual),
+            (oracles.flushed(identity, acc), residual),
+            (identity, oracles.flushed(scale * oracles.real(residual), acc) / scale),
+            (oracles.flushed(identity, acc), oracles.flushed(residual, acc)),
+            (
+                oracles.flushed(identity, acc),
+                oracles.flushed(scale * oracles.real(residual), acc) / scale,
+            ),
+        ]
+        oracles.assert_kept_or_flushed(
+            y, [oracles.phi_residual(i, r, mode, activation, acc=acc) for i, r in branches]
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_slope_of_relu_where_its_result_is_too_small_for_its_type(dtype, implementation):
+    """The backward pass of a relu reads y, but not where that has lost the sign of z."""
+    x = jnp.array([1e-8, -1e-8, 1.0, 0.0], dtype)
+
+    def f(identity, residual):
+        return phi_residual_relu(identity, residual, dtype="float16", implementation=implementation)
+
+    y, pull = jax.vjp(f, x, 0 * x)
+    assert y[0] == 0
+    d_identity, d_residual = pull(jnp.ones_like(y))
+    np.testing.assert_array_equal(oracles.real(d_identity), [1, 0, 1, 0])
+    np.testing.assert_array_equal(oracles.real(d_residual) != 0, [True, False, True, False])
 
 
 # --- definitions ----------------------------------------------------------------------------------

@@ -254,7 +254,8 @@ def test_huge_and_subnormal(dtype, implementation):
     limits = oracles.info(dtype)
     largest, tiny = float(limits.max), float(limits.smallest_normal)
     pattern = np.array([1.0, -1.0, 0.25, 0.5])
-    rows = jnp.asarray(np.stack([largest / 4 * pattern, tiny / 2 * pattern, 0 * pattern]), dtype)
+    sizes = np.array([largest / 4, 64 * tiny, tiny / 2, 0])
+    rows = jnp.asarray(sizes[:, None] * pattern, dtype)
     y, z = phi_residual_layernorm(
         rows, jnp.zeros_like(rows), return_sum=True, implementation=implementation
     )
@@ -268,7 +269,7 @@ def test_huge_and_subnormal(dtype, implementation):
         return_sum=True,
     )
     y = oracles.real(y)
-    tolerances = {"rtol": 8 * float(limits.eps), "atol": tiny / 1e-3}
+    tolerances = {"rtol": 8 * float(limits.eps), "atol": 0}
     # The square overflows in all types but float16: as in jnp the deviation is then infinite and y
     # is 0, unless the sums are kept in something wider still, and y is right.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -276,7 +277,9 @@ def test_huge_and_subnormal(dtype, implementation):
     if not np.allclose(y[0], exact[0], **tolerances):
         np.testing.assert_allclose(y[0], oracles.real(expected.astype(dtype))[0], **tolerances)
     np.testing.assert_allclose(y[1], exact[1], **tolerances)
-    assert np.all(y[2] == 0)
+    if np.any(y[2] != 0):  # XLA:CPU takes numbers below the normal range for 0
+        np.testing.assert_allclose(y[2], exact[2], **tolerances)
+    assert np.all(y[3] == 0)
 
 
 def test_constant_rows(implementation):
