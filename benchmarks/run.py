@@ -199,6 +199,11 @@ def description(device: Any, commit: str | None) -> dict[str, Any]:
     }
 
 
+def stem(device: Any) -> str:
+    """What the files of results of such a device are called."""
+    return re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
+
+
 def table_of(results: dict[str, Any]) -> Table:
     table = Table(title=f"{results['device']}: share of the bandwidth of a copy")
     for column in ("operation", "direction", "type", "shape", "", "ms", "TB/s", "share"):
@@ -253,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
 
     folder = options.out or figures.RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
+    name = stem(device)
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     figures.draw(results, folder / f"{name}.png")
     if folder == figures.RESULTS:

@@ -289,7 +289,7 @@ def test_gspmd(case, gspmd):
 
 
 @every(
-    "layernorm", "layer_norm", "gelu", "sum", "golden_gelu", *SOFTMAX
+    *("layernorm", "layer_norm", "gelu", "sum", "golden_gelu", "crystallize"), *SOFTMAX
 )  # the norm of a shard is no shard of the norm
 @pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_shard_map(case, check_vma):

@@ -234,7 +234,8 @@ def _keeps_sum(activation: str | None, dtype: Any, data_dtype: Any) -> bool:
     That of relu reads y, unless y may be 0 where z is not.
     """
     if activation == "relu":
-        return jnp.finfo(dtype).smallest_normal > jnp.finfo(data_dtype).smallest_normal
+        least, least_of_data = (jnp.finfo(t).smallest_normal for t in (dtype, data_dtype))
+        return bool(least > least_of_data)
     return activation is not None
 
 
