@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class ResonantPhase(enum.StrEnum):
         return f"ResonantPhase({self.value!r})"
 
 
+@final  # the operations know it by its type
 @jax.tree_util.register_pytree_with_keys_class
 class ResonantTensor:
     """An exact tensor over Z[φ] that can be let loose as floats, and snapped back to the lattice.

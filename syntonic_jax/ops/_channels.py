@@ -40,8 +40,8 @@ def moments(
 ) -> tuple[Any, ...]:
     """Number of elements of every channel, mean, low, var, slope and shift.
 
-    The mean to twice the precision is mean + low. The number is a Python float (it may be beyond
-    int32), or an array where there is a mask. Slope and shift are those of `line`.
+    The mean to twice the precision is mean + low. The number is a Python float, or an array where
+    there is a mask. Slope and shift are those of `line`.
     """
     *results, count = bind(
         golden_batch_norm_moments_p,
@@ -55,8 +55,13 @@ def moments(
         block=block,
         groups=0,
         implementation=implementation,
-    ) + ([float(_count(x, 0, block))] if where is None else [])
-    return count, *results
+    ) + ([_count(x, 0, block)] if where is None else [])
+    return wide_count(count), *results
+
+
+def wide_count(count: Any) -> Any:
+    """A number of elements as a float if it is a Python int, which may be beyond int32."""
+    return float(count) if isinstance(count, int) else count
 
 
 def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:

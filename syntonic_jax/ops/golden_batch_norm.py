@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from ..modes import GoldenNormMode
-from ._channels import apply_tangent, in_two, line, moments, sums
+from ._channels import apply_tangent, in_two, line, moments, sums, wide_count
 from ._layout import Layout, layout_of, mask_of
 from ._line import normalise
 from ._numerics import accumulation_dtype, settled, widen
@@ -393,7 +393,7 @@ def _slope(rstd, scale, options: _Options):
 
 def _count(x, where, layout: Layout, options: _Options):
     if where is None:
-        return _psum(float(math.prod(layout.reduced)), options)
+        return _psum(wide_count(math.prod(layout.reduced)), options)
     features, trailing = layout.block
     first = x.ndim - features - trailing
     axes = tuple(i for i in range(x.ndim) if not first <= i < first + features)

@@ -99,7 +99,7 @@ def phi_residual(
     array([1.618 , 2.2361, 2.8541, 3.4721], dtype=float32)
     """
     name = "phi_residual"
-    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+    if type(identity) is ResonantTensor or type(residual) is ResonantTensor:
         return _exact(name, identity, residual, mode, activation, dtype, implementation)
     # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
     if type(mode) is not str:
@@ -145,7 +145,7 @@ def phi_residual_relu(
     array([1.618, 0.   ], dtype=float32)
     """
     name = "phi_residual_relu"
-    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+    if type(identity) is ResonantTensor or type(residual) is ResonantTensor:
         return _exact(name, identity, residual, mode, "relu", dtype, implementation)
     if type(mode) is not str:
         mode = check_mode(name, mode)
@@ -168,7 +168,7 @@ def phi_residual_gelu(
     array([0.    , 0.8412], dtype=float32)
     """
     name = "phi_residual_gelu"
-    if isinstance(identity, ResonantTensor) or isinstance(residual, ResonantTensor):
+    if type(identity) is ResonantTensor or type(residual) is ResonantTensor:
         return _exact(name, identity, residual, mode, "gelu", dtype, implementation)
     if type(mode) is not str:
         mode = check_mode(name, mode)

@@ -245,7 +245,7 @@ GRAPHS = {  # an operation eight times, and the calls that the gradient of its s
     "channels": ("golden_batch_norm(y, x[0], implementation='cuda')[0] + x", 1024, 24),
     "sum": ("phi_residual(y, x, activation='gelu', implementation='cuda')", 1024, 16),
     "gelu": ("golden_gelu(y, implementation='cuda')", 1024, 16),
-    "norm": ("y * residual_component_norm(y, implementation='cuda')", 1024, 8),
+    "norm": ("y / residual_component_norm(y, implementation='cuda')", 1024, 8),
 }
 
 
