@@ -168,6 +168,7 @@ def run_fresh(script: str):
     done = subprocess.run(
         [
             sys.executable,
+            "-P",  # the installed package, as in this process
             "-c",
             f"import sys; sys.path.append({tests!r})\n{textwrap.dedent(script)}",
         ],
