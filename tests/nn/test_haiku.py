@@ -29,6 +29,7 @@ WORDS = {
 
 class TestPhiResidualLayerNorm(LayerNormContract):
     epsilon = 1e-5
+    epsilon_is_called = "eps"
     bias = "offset"
     random_init = staticmethod(hk.initializers.RandomNormal())
 

@@ -183,7 +183,8 @@ def test_more_elements_than_int32_counts(implementation):
         return y.sum() + mean.sum() + var.sum()
 
     x = jax.ShapeDtypeStruct((2, 2**31 + 8, 1), "bfloat16")
-    assert jax.eval_shape(jax.grad(f), x) == x
+    with jax.enable_x64(False):
+        assert jax.eval_shape(jax.grad(f), x) == x
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
