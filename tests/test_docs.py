@@ -63,6 +63,7 @@ def test_the_table_of_operations_is_the_public_functions():
     rows = {row[0].strip("`") for row in table(section(README, "Operations"))}
     public = {name for name in syntonic_jax.__all__ if callable(getattr(syntonic_jax, name))}
     assert rows == {name for name in public if not isinstance(getattr(syntonic_jax, name), type)}
+    assert rows == set(_dispatch.OPERATIONS)  # what python -m syntonic_jax reports
     for name in set(syntonic_jax.__all__) - rows:
         assert f"`{name}`" in section(README, "Operations")
 
