@@ -171,10 +171,8 @@ OPERATIONS = {
         shapes=CLASSES,
         dtypes=("bfloat16", "float32"),
     ),
-    # linear: its backward pass scales a cotangent, which is XLA's
-    "phi_residual": Operation(
-        syntonic_jax.phi_residual, lambda x, r: x + PHI_INV * r, 2, 0, 3, None
-    ),
+    # backward reads a cotangent and writes two, of which the first is a copy of it
+    "phi_residual": Operation(syntonic_jax.phi_residual, lambda x, r: x + PHI_INV * r, 2, 0, 3, 3),
     # backward reads what was saved and a cotangent, writes two
     "phi_residual_relu": Operation(
         syntonic_jax.phi_residual_relu, lambda x, r: jax.nn.relu(x + PHI_INV * r), 2, 0, 3, 4
@@ -185,8 +183,9 @@ OPERATIONS = {
     "golden_gelu": Operation(syntonic_jax.golden_gelu, plain_golden_gelu, 1, 0, 2, 3),
     # straight-through: its backward pass copies the cotangent
     "crystallize": Operation(syntonic_jax.crystallize, plain_crystallize, 1, 0, 2, None),
+    # backward reads the residual and writes its gradient
     "residual_component_norm": Operation(
-        syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, None
+        syntonic_jax.residual_component_norm, plain_norm, 1, 0, 1, 2
     ),
 }
 

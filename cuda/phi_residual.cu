@@ -57,7 +57,7 @@ struct Cotangent {
     AnyPacked<A, N> ct;
   };
 
-  AnyArray saved;  // z, or for relu y
+  AnyArray saved;  // z, or for relu y; none without an activation
   AnyArray ct;
   T* d_identity;
   T* d_residual;
@@ -66,7 +66,10 @@ struct Cotangent {
   Activation activation;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
-    return {load_any<A, N>(saved, start, at, vector), load_any<A, N>(ct, start, at, vector)};
+    Loaded loaded = {};
+    if (activation != Activation::none) loaded.saved = load_any<A, N>(saved, start, at, vector);
+    loaded.ct = load_any<A, N>(ct, start, at, vector);
+    return loaded;
   }
 
   __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {

@@ -21,7 +21,8 @@ Status phi_residual(Stream stream, const PhiResidual& call);
 
 // g = activation'(saved) * ct, d_identity = identity_scale * g, d_residual = residual_scale * g.
 struct PhiResidualCotangent {
-  const void* saved;  // saved_dtype: gelu and golden_gelu: z; relu: z or y, of the same sign
+  const void* saved;  // saved_dtype: gelu and golden_gelu: z; relu: z or y, of the same sign;
+                      // none: null
   const void* ct;     // y_dtype
   void* d_identity;   // dtype; null where it is not asked for
   void* d_residual;   // dtype; null where it is not asked for

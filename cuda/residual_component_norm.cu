@@ -1,4 +1,5 @@
 #include "column.cuh"
+#include "map.cuh"
 #include "residual_component_norm.h"
 
 namespace syntonic {
@@ -44,6 +45,33 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (team.rank == 0) sums[blockIdx.x] = total.value;
 }
 
+// `tiles` blocks for each partial.
+template <class T>
+__global__ void __launch_bounds__(kMapThreads)
+    pull_back(const T* x, const Acc<T>* ct, T* dx, int64_t count, int64_t tiles, bool aligned) {
+  wait_for_launches();
+  constexpr int N = kVector<T>;
+  constexpr int kTile = N * kMapThreads;
+  const int64_t partial = blockIdx.x / tiles, offset = blockIdx.x % tiles * kTile;
+  const int64_t start = partial * count + offset;
+  const int end = static_cast<int>(count - offset < kTile ? count - offset : kTile);
+  const bool vector = aligned && end == kTile;
+  const Span at = span<N>(vector, 0, kMapThreads, static_cast<int>(threadIdx.x), end);
+  const Packed<T, N> packed = load<T, N, Cache::keep>(x + start, at, vector);
+  const Acc<T> slope = 2 * ct[partial];
+  Acc<T> value[N];
+  unpack(packed, value);
+#pragma unroll
+  for (int e = 0; e < N; ++e) value[e] *= slope;
+  store(dx + start, at, vector, pack<T>(value));
+}
+
+// Every partial of an aligned array starts aligned only if partials are whole packs.
+template <class T>
+bool whole_packs(int64_t partials, int64_t count) {
+  return partials == 1 || count % kVector<T> == 0;
+}
+
 }  // namespace
 
 Status sum_of_squares(Stream stream, const SumOfSquares& call) {
@@ -56,9 +84,7 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
     const Workers workers =
         plan_workers(call.partials, std::max<int64_t>(1, tiles / kTilesAlone), 1,
                      resident_blocks({0, kMaxThreads}, square_sums<T>), 1, call.scratch_size);
-    // Every partial of an aligned array starts aligned only if partials are whole packs.
-    const bool aligned =
-        all_aligned(call.x) && (call.partials == 1 || call.count % kVector<T> == 0);
+    const bool aligned = all_aligned(call.x) && whole_packs<T>(call.partials, call.count);
     A* target = workers.members == 1 ? sums : static_cast<A*>(call.scratch);
     const Status status =
         launch(stream, {workers.partials * workers.members, kMaxThreads}, square_sums<T>,
@@ -69,10 +95,22 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
   });
 }
 
+Status sum_of_squares_cotangent(Stream stream, const SumOfSquaresCotangent& call) {
+  return with_type(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (call.partials == 0 || call.count == 0) return kSuccess;
+    const int64_t tiles = ceil_div(call.count, kVector<T> * kMapThreads);
+    const bool aligned = all_aligned(call.x, call.dx) && whole_packs<T>(call.partials, call.count);
+    return launch(stream, {call.partials * tiles, kMapThreads}, pull_back<T>,
+                  static_cast<const T*>(call.x), static_cast<const Acc<T>*>(call.ct),
+                  static_cast<T*>(call.dx), call.count, tiles, aligned);
+  });
+}
+
 Status load_sum_of_squares(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    return load_kernels(square_sums<T>, fold_columns<Acc<T>>);
+    return load_kernels(square_sums<T>, fold_columns<Acc<T>>, pull_back<T>);
   });
 }
 

@@ -16,6 +16,17 @@ struct SumOfSquares {
 };
 Status sum_of_squares(Stream stream, const SumOfSquares& call);
 
+// dx = 2 ct x.
+struct SumOfSquaresCotangent {
+  const void* x;   // dtype, partials * count elements
+  const void* ct;  // accumulation type, one per partial
+  void* dx;        // dtype
+  DType dtype;
+  int64_t partials;
+  int64_t count;  // elements in a partial
+};
+Status sum_of_squares_cotangent(Stream stream, const SumOfSquaresCotangent& call);
+
 Status load_sum_of_squares(DType dtype);
 
 }  // namespace syntonic

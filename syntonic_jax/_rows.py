@@ -33,7 +33,7 @@ def batch_rows(primitive: Primitive, kinds: Kinds) -> None:
             kind == "parameter" and axis is not None for kind, axis in zip(operand_kinds, axes)
         )
         if per_example:
-            operands = [_move(x, axis, 0, size) for x, axis in zip(operands, axes)]
+            operands = _in_front(operands, axes)
             results = _primitive.bind(primitive, *operands, groups=groups + 1, **params)
             return results, [0] * len(results)
         operands = [
@@ -55,12 +55,27 @@ def batch_elementwise(primitive: Primitive) -> None:
     """vmap of a primitive all of whose values have one shape."""
 
     def rule(operands, axes, **params):
-        size = _mapped_size(operands, axes)
-        operands = [_move(x, axis, 0, size) for x, axis in zip(operands, axes)]
-        results = _primitive.bind(primitive, *operands, **params)
+        results = _primitive.bind(primitive, *_in_front(operands, axes), **params)
         return results, [0] * len(results)
 
     _primitive.batched(primitive, rule)
+
+
+def batch_groups(primitive: Primitive) -> None:
+    """vmap of a primitive all of whose values begin with its groups: there is one group more."""
+
+    def rule(operands, axes, *, groups, **params):
+        operands = _in_front(operands, axes)
+        results = _primitive.bind(primitive, *operands, groups=groups + 1, **params)
+        return results, [0] * len(results)
+
+    _primitive.batched(primitive, rule)
+
+
+def _in_front(operands: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
+    """All of them with the mapped axis as their first."""
+    size = _mapped_size(operands, axes)
+    return [_move(x, axis, 0, size) for x, axis in zip(operands, axes)]
 
 
 def _mapped_size(operands: Sequence[Any], axes: Sequence[int | None]) -> int:

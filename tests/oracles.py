@@ -233,6 +233,15 @@ def residual_component_norm(residual, mode="phi", *, acc) -> Estimate:
     return Estimate(norm, norm * (residual.size / 2 + 8) * unit(acc))
 
 
+def residual_component_norm_vjp(residual, ct, mode="phi", *, acc) -> Estimate:
+    """ct · s c · residual / |residual|; the norm's slack, and some products and quotients."""
+    s, c = MODES[mode]
+    residual = real(residual)
+    norm = residual_component_norm(residual, mode, acc=acc)
+    value = real(ct) * (s * c) ** 2 * residual / norm.value
+    return Estimate(value, np.abs(value) * (norm.slack / norm.value + STEPS * unit(acc)))
+
+
 # --- residual + layer norm -----------------------------------------------------------------------
 
 

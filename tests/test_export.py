@@ -85,16 +85,16 @@ CALLS = {
     "cross_entropy": (with_implementation(cross_entropy), ["b, 8", "8"]),
 }
 SIZES = (3, 6)
-# The custom calls in each; the cotangents of a plain sum and of a norm are jnp.
+# The custom calls in each.
 BATCH_NORM = {f"golden_batch_norm_{part}" for part in ("moments", "normalise", "sums")}
 TARGETS = {
     "layernorm": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
     "layernorm_for_each": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
-    "sum": {"phi_residual"},
+    "sum": {"phi_residual", "phi_residual_cotangent"},
     "gelu": {"phi_residual", "phi_residual_cotangent"},
     "golden_gelu": {"golden_gelu", "golden_gelu_cotangent"},
     "crystallize": {"crystallize"},
-    "norm": {"sum_of_squares"},
+    "norm": {"sum_of_squares", "sum_of_squares_cotangent"},
     "batch_norm": BATCH_NORM,
     "batch_norm_first": BATCH_NORM,
     "batch_norm_inference": BATCH_NORM - {"golden_batch_norm_moments"},

@@ -28,6 +28,7 @@ TARGETS = {
     "syntonic_phi_residual_layernorm",
     "syntonic_phi_residual_layernorm_cotangent",
     "syntonic_sum_of_squares",
+    "syntonic_sum_of_squares_cotangent",
     "syntonic_cross_entropy",
     "syntonic_cross_entropy_cotangent",
     "syntonic_softmax",

@@ -3,6 +3,7 @@
 What only a GPU shows is in tests/gpu: clusters, background copies, large shapes.
 """
 
+import functools
 import re
 
 import batch_norm_check
@@ -24,6 +25,7 @@ from syntonic_jax import (
     golden_gelu,
     golden_layer_norm,
     phi_residual,
+    residual_component_norm,
 )
 
 pytestmark = [
@@ -255,3 +257,14 @@ def test_elementwise(dtype, rng):
                 1 + np.abs(oracles.real(ct))
             )
             assert (np.abs(ours - theirs) <= 4 * oracles.unit(dtype) * size).all()
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1003), (1, 40000), (5, 77), (3, 4096), (70, 3)])
+def test_residual_component_norm(shape, dtype, rng):
+    """One norm of several workers, and many, of stretches that are whole packs and others."""
+    acc, x = oracles.accumulation(dtype), jnp.asarray(rng.normal(size=shape), dtype)
+    f = jax.value_and_grad(functools.partial(residual_component_norm, implementation="cuda"))
+    for row, norm, dx in zip(x, *jax.vmap(f)(x)):
+        oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
+        oracles.assert_close(dx, oracles.residual_component_norm_vjp(row, 1, acc=acc), flush=True)

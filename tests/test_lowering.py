@@ -202,6 +202,7 @@ def test_nothing_is_launched_for_no_rows():
     rows = jax.ShapeDtypeStruct((3, 0, WIDTH), jnp.bfloat16)
     assert custom_calls(gradients(layernorm, 0, 1, 2), rows, rows, PARAMETER) == []
     for f, count in (
+        (phi_residual, 2),
         (phi_residual_gelu, 2),
         (golden_gelu, 1),
         (crystallize, 1),
@@ -236,6 +237,47 @@ def test_phi_residual_gradient(activation, code):
     for mode in ("standard", "phi_symmetric"):
         _, backward = custom_calls(gradients(functools.partial(f, mode=mode), 0, 1), ROWS, ROWS)
         assert backward.results == [rows]
+
+
+def test_plain_sum_gradient():
+    """Nothing is saved, and a branch that is added as it is gets the cotangent itself."""
+
+    def f(x, r, mode="phi", dtype=None):
+        return phi_residual(x, r, mode, dtype=dtype, implementation="cuda")
+
+    def backward(*argnums, **options):
+        return custom_calls(gradients(functools.partial(f, **options), *argnums), ROWS, ROWS)
+
+    one = "6x4x8x1xbf16"
+    target, common = "syntonic_phi_residual_cotangent", {"activation": 0}
+    common |= {"identity_scale": 1.0, "residual_scale": PHI_INV}
+    for argnums in ((0, 1), (1,)):
+        (call,) = backward(*argnums)
+        check_call(call, target, [one], [one], **common, results=2)
+    assert backward(0) == []
+    assert backward(0, 1, mode="standard") == []
+    # Equal gradients share a buffer.
+    common["identity_scale"] = PHI_INV
+    for argnums in ((0, 1), (0,), (1,)):
+        (call,) = backward(*argnums, mode="phi_symmetric")
+        check_call(call, target, [one], [one], **common, results=1)
+    # A cotangent of another type is none of these gradients.
+    wide = "6x4x8x1xf32"
+    common["identity_scale"] = 1.0
+    (call,) = backward(0, 1, dtype="float32")
+    check_call(call, target, [wide], [one, one], **common, results=3)
+
+
+def test_residual_component_norm_gradient():
+    f = functools.partial(residual_component_norm, implementation="cuda")
+    forward, backward = custom_calls(gradients(f, 0), ROWS)
+    assert forward.target == "syntonic_sum_of_squares"
+    rows = "6x4x8x1xbf16"
+    check_call(backward, "syntonic_sum_of_squares_cotangent", [rows, "1xf32"], [rows])
+    # For every example a norm of its own.
+    forward, backward = custom_calls(jax.vmap(gradients(f, 0)), ROWS)
+    assert forward.results[0] == "6x1xf32"
+    assert backward.operands[1] == "6x1x1xf32"
 
 
 def test_golden_gelu_gradient():
@@ -299,8 +341,9 @@ def test_gradient_is_one_forward_and_one_cotangent():
         expected = ["phi_residual", "phi_residual_cotangent"]
         assert primitives(gradients(f, 0, 1), ROWS, ROWS) == expected
     assert "golden_gelu_tangent" not in primitives(gradients(golden_gelu, 0), ROWS)
-    # A plain sum is linear: its gradient scales the cotangent.
-    assert custom_calls(gradients(phi_residual, 0, 1), ROWS, ROWS) == []
+    assert primitives(gradients(phi_residual, 0, 1), ROWS, ROWS) == expected
+    expected = ["sum_of_squares", "sum_of_squares_cotangent"]
+    assert primitives(gradients(residual_component_norm, 0), ROWS) == expected
 
 
 # --- batching -------------------------------------------------------------------------------------

@@ -42,15 +42,16 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   Call call("syntonic_phi_residual_cotangent", operands, results);
   call.finite("identity_scale", identity_scale);
   call.finite("residual_scale", residual_scale);
-  call.in_range("activation", activation, 1, 3);
+  call.in_range("activation", activation, 0, 3);
   call.in_range("results", wanted, 1, 3);
-  const Array saved = call.operand("saved");
+  const bool saves = activation != static_cast<int32_t>(Activation::none);
+  const Array saved = call.operand_if(saves, "saved");
   const Array ct = call.operand("ct");
   const Array d_identity = call.result_if(wanted & kDIdentity, "d_identity");
   const Array d_residual = call.result_if(wanted & kDResidual, "d_residual");
   const DType dtype = d_identity.present() ? d_identity.dtype : d_residual.dtype;
   const bool may_be_y = activation == static_cast<int32_t>(Activation::relu);
-  for (const Array& array : {ct, d_identity, d_residual}) call.has_shape_of(array, saved);
+  for (const Array& array : {saved, d_identity, d_residual}) call.has_shape_of(array, ct);
   for (const Array& array : {d_identity, d_residual}) call.has_dtype(array, dtype);
   call.has_dtype(saved, may_be_y && saved.dtype == ct.dtype ? ct.dtype : dtype);
   const PhiResidualCotangent arguments{
@@ -61,12 +62,12 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
       .dtype = dtype,
       .y_dtype = ct.dtype,
       .saved_dtype = saved.dtype,
-      .count = saved.count,
+      .count = ct.count,
       .identity_scale = identity_scale,
       .residual_scale = residual_scale,
       .activation = static_cast<Activation>(activation),
   };
-  return call.launch(stream, saved.count, {},
+  return call.launch(stream, ct.count, {},
                      [&] { return phi_residual_cotangent(stream, arguments); });
 }
 

@@ -25,13 +25,40 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   return call.launch(stream, x.count, {sums}, [&] { return sum_of_squares(stream, arguments); });
 }
 
+ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  Call call("syntonic_sum_of_squares_cotangent", operands, results);
+  const Array x = call.operand("x");
+  const Array ct = call.operand("ct");
+  const Array dx = call.result("dx");
+  call.has_shape_of(dx, x);
+  call.has_dtype(dx, x.dtype);
+  call.has_dtype(ct, accumulation(x.dtype));
+  call.require(Call::divides(ct.count, x.count), "ct has ", ct.count,
+               " elements, which do not divide the ", x.count, " of x");
+  const SumOfSquaresCotangent arguments{
+      .x = x.data,
+      .ct = ct.data,
+      .dx = dx.data,
+      .dtype = x.dtype,
+      .partials = ct.count,
+      .count = ct.count > 0 ? x.count / ct.count : 0,
+  };
+  return call.launch(stream, x.count, {},
+                     [&] { return sum_of_squares_cotangent(stream, arguments); });
+}
+
 XLA_FFI_DEFINE_HANDLER(kRun, run, execute(), {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent, execute(),
+                       {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_sum_of_squares>, initialize_by_operand());
 
 }  // namespace
 
 std::vector<Target> residual_component_norm_targets() {
-  return {{"syntonic_sum_of_squares", kRun, kLoad}};
+  return {
+      {"syntonic_sum_of_squares", kRun, kLoad},
+      {"syntonic_sum_of_squares_cotangent", kRunCotangent, kLoad},
+  };
 }
 
 }  // namespace syntonic

@@ -31,8 +31,10 @@ def apply(name: str | None, z: Any) -> Any:
     return z * jax.nn.sigmoid(_gate(name, z)[0])
 
 
-def derivative(name: str, saved: Any) -> Any:
-    """activation'(z), in the type of `saved`: y for relu, z for the others."""
+def derivative(name: str | None, saved: Any = None) -> Any:
+    """activation'(z), in the type of `saved`: y for relu, z for the others, nothing for none."""
+    if name is None:
+        return 1
     if name == "relu":
         return jnp.where(saved > 0, 1.0, 0.0).astype(saved.dtype)
     # Large finite z would meet inf · 0; infinite z gives NaN as the plain formula does.

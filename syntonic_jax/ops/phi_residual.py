@@ -244,33 +244,42 @@ def branch_scales(mode: PhiResidualMode) -> tuple[float, float]:
     return mode.sum_scale, mode.sum_scale * mode.residual_scale
 
 
-def _tangent_reference(saved, *tangents, mode, activation, dtype, data_dtype, inputs, outputs):
+def _split(operands, activation):
+    """What was saved (nothing without an activation), and the tangents or cotangents."""
+    saved = 0 if activation is None else 1
+    return operands[:saved], iter(operands[saved:])
+
+
+def _slope(activation, saved, accumulation) -> Any:
+    return _activation.derivative(activation, *(x.astype(accumulation) for x in saved))
+
+
+def _tangent_reference(*operands, mode, activation, dtype, data_dtype, inputs, outputs):
     accumulation = accumulation_dtype(data_dtype)
-    values = iter(tangents)
+    saved, tangents = _split(operands, activation)
     terms = [
-        scale * next(values).astype(accumulation)
+        scale * next(tangents).astype(accumulation)
         for scale, present in zip(branch_scales(mode), inputs)
         if present
     ]
     dz = functools.reduce(operator.add, terms)
     results = []
     if outputs[0]:
-        slope = _activation.derivative(activation, saved.astype(accumulation))
-        results.append((slope * dz).astype(dtype))
+        results.append((_slope(activation, saved, accumulation) * dz).astype(dtype))
     if any(outputs[1:]):
         results.append(dz.astype(data_dtype))
     return tuple(results)
 
 
-def _cotangent_reference(saved, *cotangents, mode, activation, dtype, data_dtype, inputs, outputs):
+def _cotangent_reference(*operands, mode, activation, dtype, data_dtype, inputs, outputs):
     accumulation = accumulation_dtype(data_dtype)
-    values = iter(cotangents)
+    saved, cotangents = _split(operands, activation)
     terms = []
     if outputs[0]:
-        slope = _activation.derivative(activation, saved.astype(accumulation))
-        terms.append(slope * next(values).astype(accumulation))
+        slope = _slope(activation, saved, accumulation)
+        terms.append(slope * next(cotangents).astype(accumulation))
     if any(outputs[1:]):
-        terms.append(next(values).astype(accumulation))
+        terms.append(next(cotangents).astype(accumulation))
     dz = functools.reduce(operator.add, terms)
     scales = [scale for scale, wanted in zip(branch_scales(mode), inputs) if wanted]
     return tuple((scale * dz).astype(data_dtype) for scale in scales)
@@ -295,23 +304,29 @@ def _kernel(identity, residual, *, mode, activation, dtype, residuals, devices):
     )
 
 
-def _cotangent_kernel(saved, *cotangents, devices, **params):
-    mode, inputs = params["mode"], params["inputs"]
-    if saved.size == 0 or any(params["outputs"][1:]):  # a cotangent of z: second order only
-        return _cotangent_reference(saved, *cotangents, **params)
-    identity_scale, residual_scale = branch_scales(mode)
-    shared = identity_scale == residual_scale  # equal gradients: one buffer serves both
-    wanted = (True, False) if shared else inputs
-    results = elementwise_call(
-        "syntonic_phi_residual_cotangent",
-        [saved, *cotangents],
-        [params["data_dtype"]] * sum(wanted),
-        identity_scale=identity_scale,
-        residual_scale=residual_scale,
-        activation=_activation.CODES[params["activation"]],
-        results=wanted[0] + 2 * wanted[1],
-    )
-    return results * sum(inputs) if shared else results
+def _cotangent_kernel(*operands, devices, **params):
+    activation, data_dtype, ct = params["activation"], params["data_dtype"], operands[-1]
+    if ct.size == 0 or any(params["outputs"][1:]):  # a cotangent of z: second order only
+        return _cotangent_reference(*operands, **params)
+    scales = branch_scales(params["mode"])
+    asked = [scale for scale, wanted in zip(scales, params["inputs"]) if wanted]
+    # A gradient for each scale: where the two are equal, one buffer serves both branches. What a
+    # plain sum takes as it is has the cotangent itself for a gradient.
+    gradients = {1.0: ct} if activation is None and ct.dtype == data_dtype else {}
+    missing = set(asked).difference(gradients)
+    wanted = scales[0] in missing, scales[1] in missing and scales[1] != scales[0]
+    if any(wanted):
+        results = elementwise_call(
+            "syntonic_phi_residual_cotangent",
+            operands,
+            [data_dtype] * sum(wanted),
+            identity_scale=scales[0],
+            residual_scale=scales[1],
+            activation=_activation.CODES[activation],
+            results=wanted[0] + 2 * wanted[1],
+        )
+        gradients.update(zip((s for s, w in zip(scales, wanted) if w), results))
+    return [gradients[scale] for scale in asked]
 
 
 phi_residual_p = define("phi_residual", _reference, operation="phi_residual", kernel=_kernel)
@@ -328,22 +343,13 @@ phi_residual_cotangent_p = define(
 # ----------------------------------------------------------------------------------- rules
 
 
-def _scaled(x: Any, scale: float, data_dtype: Any, dtype: Any) -> Any:
-    """scale · x in the accumulation type of the data, rounded once to `dtype`."""
-    if scale == 1:
-        return x.astype(dtype)
-    return (x.astype(accumulation_dtype(data_dtype)) * scale).astype(dtype)
-
-
 def _jvp(primals, tangents, *, residuals, **params):
-    if params["activation"] is None:
-        y = bind(phi_residual_p, *primals, residuals=residuals, **params)
-        return y, [_sum_tangent(tangents, params)]
     y, *z = bind(phi_residual_p, *primals, residuals=True, **params)
+    saved = [] if params["activation"] is None else [z[0] if z else y]
     count = 2 if residuals and z else 1
     results = bind(
         phi_residual_tangent_p,
-        z[0] if z else y,
+        *saved,
         *(t for t in tangents if not is_zero(t)),
         data_dtype=primals[0].dtype,
         inputs=tuple(not is_zero(t) for t in tangents),
@@ -353,19 +359,15 @@ def _jvp(primals, tangents, *, residuals, **params):
     return [y, *z][:count], results
 
 
-def _sum_tangent(tangents, params):
-    """The plain sum is linear: its tangent is the sum of the tangents."""
-    if not any(map(is_zero, tangents)):
-        return bind(phi_residual_p, *tangents, residuals=False, **params)[0]
-    ((tangent, scale),) = [
-        (t, s) for t, s in zip(tangents, branch_scales(params["mode"])) if not is_zero(t)
-    ]
-    return _scaled(tangent, scale, tangent.dtype, params["dtype"])
-
-
-def _transpose(cotangents, avals, *, mode, **_):
-    (ct,) = cotangents
-    return [_scaled(ct, scale, x.dtype, x.dtype) for x, scale in zip(avals, branch_scales(mode))]
+def _transpose(cotangents, avals, *, residuals, **params):
+    if params["activation"] is not None:
+        raise NotImplementedError(
+            f"phi_residual: it is linear, and has a transpose, only without an activation, "
+            f"got activation={params['activation']!r}"
+        )
+    masks = {"inputs": (True, True), "outputs": (True,)}
+    data_dtype = avals[0].dtype
+    return bind(phi_residual_cotangent_p, *cotangents, data_dtype=data_dtype, **masks, **params)
 
 
 forward_mode(phi_residual_p, _jvp)

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from .. import _check, _dispatch
 from .._partition import Value, row_call
-from .._primitive import batched, bind, define, forward_mode
+from .._primitive import bind, define, forward_mode, transposes
+from .._rows import batch_groups
 from ..modes import PhiResidualMode, check_mode
 from ._numerics import accumulation_dtype, widen
 from .phi_residual import branch_scales
@@ -57,7 +58,9 @@ def _residual_component_norm(residual, mode, implementation):
     mode = check_mode(name, mode)
     _dispatch.check_implementation(name, implementation)
     _check.floating(name, residual=residual)
-    (total,) = bind(sum_of_squares_p, jnp.asarray(residual), kept=0, implementation=implementation)
+    (total,) = bind(
+        sum_of_squares_p, jnp.asarray(residual), groups=0, implementation=implementation
+    )
     # The square root has no derivative at 0; NaN stays NaN.
     zero = total == 0
     norm = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
@@ -67,8 +70,17 @@ def _residual_component_norm(residual, mode, implementation):
 # ------------------------------------------------------------------------------- reference
 
 
-def _reference(x, *, kept):
-    return (jnp.square(widen(x)).sum(tuple(range(kept, x.ndim))),)
+def _reference(x, *, groups):
+    return (jnp.square(widen(x)).sum(tuple(range(groups, x.ndim))),)
+
+
+def _tangent_reference(x, dx, *, groups, inputs, outputs):
+    return (2 * (widen(x) * widen(dx)).sum(tuple(range(groups, x.ndim))),)
+
+
+def _cotangent_reference(x, ct, *, groups, inputs, outputs):
+    slope = jnp.expand_dims(2 * ct, tuple(range(groups, x.ndim)))
+    return ((slope * widen(x)).astype(x.dtype),)
 
 
 # ------------------------------------------------------------------------------ primitives
@@ -76,9 +88,9 @@ def _reference(x, *, kept):
 _SCRATCH_ELEMENTS = 4096  # workers that may leave a sum: a few for each multiprocessor
 
 
-def _kernel(x, *, kept, devices):
+def _kernel(x, *, groups, devices):
     if x.size == 0:
-        return _reference(x, kept=kept)
+        return _reference(x, groups=groups)
     accumulation = accumulation_dtype(x.dtype)
     return row_call(
         "syntonic_sum_of_squares",
@@ -87,29 +99,56 @@ def _kernel(x, *, kept, devices):
             Value("total", dtype=accumulation),
             Value("scratch", dtype=accumulation, size=_SCRATCH_ELEMENTS),
         ],
-        groups=kept,
+        groups=groups,
         devices=devices,
     )
 
 
-# Over all but the first `kept` axes, which vmap adds.
+def _cotangent_kernel(x, ct, *, groups, devices, **masks):
+    if x.size == 0:
+        return _cotangent_reference(x, ct, groups=groups, **masks)
+    # Rows of one element: a value whose dimensions are all batch dimensions would be gathered.
+    (dx,) = row_call(
+        "syntonic_sum_of_squares_cotangent",
+        [Value("row", x[..., None]), Value("scalar", ct)],
+        [Value("row", dtype=x.dtype)],
+        groups=groups,
+        devices=devices,
+    )
+    return (dx[..., 0],)
+
+
+# Over all but the first `groups` axes, which vmap adds.
 sum_of_squares_p = define(
     "sum_of_squares", _reference, operation="residual_component_norm", kernel=_kernel
+)
+sum_of_squares_tangent_p = define(
+    "sum_of_squares_tangent", _tangent_reference, operation="residual_component_norm"
+)
+sum_of_squares_cotangent_p = define(
+    "sum_of_squares_cotangent",
+    _cotangent_reference,
+    operation="residual_component_norm",
+    kernel=_cotangent_kernel,
 )
 
 # ----------------------------------------------------------------------------------- rules
 
 
-def _jvp(primals, tangents, *, kept, implementation):
+def _jvp(primals, tangents, **params):
     (x,), (dx,) = primals, tangents
-    (total,) = bind(sum_of_squares_p, x, kept=kept, implementation=implementation)
-    return [total], [2 * (widen(x) * widen(dx)).sum(tuple(range(kept, x.ndim)))]
-
-
-def _batch(operands, axes, *, kept, implementation):
-    x = jnp.moveaxis(operands[0], axes[0], 0)
-    return bind(sum_of_squares_p, x, kept=kept + 1, implementation=implementation), [0]
+    total = bind(sum_of_squares_p, x, **params)
+    masks = {"inputs": (True,), "outputs": (True,)}
+    return total, bind(sum_of_squares_tangent_p, x, dx, **masks, **params)
 
 
 forward_mode(sum_of_squares_p, _jvp)
-batched(sum_of_squares_p, _batch)
+transposes(
+    sum_of_squares_tangent_p,
+    sum_of_squares_cotangent_p,
+    _tangent_reference,
+    _cotangent_reference,
+    reach=((True,),),
+)
+for _primitive in (sum_of_squares_p, sum_of_squares_tangent_p, sum_of_squares_cotangent_p):
+    batch_groups(_primitive)

@@ -38,9 +38,10 @@ T activate(Activation activation, T x) {
   }
 }
 
-// `saved` is the value of relu, the argument of the others.
+// `saved` is the value of relu, the argument of a gelu; without an activation it means nothing.
 template <typename T>
 T pull_back(Activation activation, T saved, T ct) {
+  if (activation == Activation::none) return ct;
   if (activation == Activation::relu) return saved > 0 ? ct : T(0);
   if (!std::isfinite(saved)) return T(NAN);
   // From here on the gates are open or closed for good; x * x * x would overflow further out.

@@ -27,7 +27,7 @@ Status phi_residual_cotangent(Stream, const PhiResidualCotangent& call) {
     const T identity_scale = static_cast<T>(call.identity_scale);
     const T residual_scale = static_cast<T>(call.residual_scale);
     for (int64_t i = 0; i < call.count; ++i) {
-      const T saved = static_cast<T>(load(call.saved, call.saved_dtype, i));
+      const T saved = call.saved ? static_cast<T>(load(call.saved, call.saved_dtype, i)) : T(0);
       const T ct = static_cast<T>(load(call.ct, call.y_dtype, i));
       const T g = pull_back(call.activation, saved, ct);
       store(call.d_identity, call.dtype, i, identity_scale * g);

@@ -18,6 +18,15 @@ Status sum_of_squares(Stream, const SumOfSquares& call) {
   return kSuccess;
 }
 
+Status sum_of_squares_cotangent(Stream, const SumOfSquaresCotangent& call) {
+  const DType acc = accumulation(call.dtype);
+  for (int64_t i = 0; i < call.partials * call.count; ++i) {
+    const double slope = 2 * load(call.ct, acc, i / call.count);
+    store(call.dx, call.dtype, i, slope * load(call.x, call.dtype, i));
+  }
+  return kSuccess;
+}
+
 Status load_sum_of_squares(DType) { return kSuccess; }
 
 }  // namespace syntonic

@@ -146,8 +146,10 @@ def test_residual_component_norm(dtype, rng, x64):
     acc = oracles.accumulation(dtype)
     for shape in (*SHAPES, (2**22 + 1,)):
         x = jnp.asarray(rng.normal(size=shape), dtype)
-        (norm, (dx,)), (_, (expected,)) = both(residual_component_norm, (x,), jnp.ones(()))
+        ct = jnp.asarray(rng.normal(), acc)
+        (norm, (dx,)), (_, (expected,)) = both(residual_component_norm, (x,), ct)
         oracles.assert_close(norm, oracles.residual_component_norm(x, acc=acc))
+        oracles.assert_close(dx, oracles.residual_component_norm_vjp(x, ct, acc=acc), flush=True)
         # Three roundings in each program, and norms that were summed up in different orders.
         np.testing.assert_allclose(
             oracles.real(dx),
@@ -155,10 +157,13 @@ def test_residual_component_norm(dtype, rng, x64):
             rtol=4 * oracles.unit(dtype) + 12 * oracles.unit(acc),
             atol=oracles.ulp(0, dtype),  # below the normal range of float16
         )
-    x = jnp.asarray(rng.normal(size=(5, 777)), dtype)
-    batched = jax.vmap(functools.partial(residual_component_norm, implementation="cuda"))(x)
-    for row, norm in zip(x, batched):
-        oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
+    f = jax.value_and_grad(functools.partial(residual_component_norm, implementation="cuda"))
+    for shape in ((5, 777), (3, 4096), (600, 3)):  # stretches that are whole packs, and others
+        x = jnp.asarray(rng.normal(size=shape), dtype)
+        for row, norm, dx in zip(x, *jax.jit(jax.vmap(f))(x)):
+            oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
+            exact = oracles.residual_component_norm_vjp(row, 1, acc=acc)
+            oracles.assert_close(dx, exact, flush=True)
 
 
 def test_same_bits_every_time(rng):

@@ -199,10 +199,11 @@ def test_misaligned_channels(shape, dtype, rng, x64, shifted_targets):
 def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     acc = oracles.accumulation(dtype)
     x, r = (jnp.asarray(rng.normal(size=(3, 1000)), dtype) for _ in range(2))
+    like = (x.shape, dtype)
     y, z = shifted(
         "syntonic_phi_residual",
         (x, r),
-        ((x.shape, dtype), (x.shape, dtype)),
+        (like, like),
         sum_scale=1.0,
         residual_scale=oracles.PHI_INV,
         activation=2,
@@ -211,7 +212,7 @@ def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     identity, residual = shifted(
         "syntonic_phi_residual_cotangent",
         (z, r),
-        ((x.shape, dtype), (x.shape, dtype)),
+        (like, like),
         identity_scale=1.0,
         residual_scale=oracles.PHI_INV,
         activation=2,
@@ -223,20 +224,38 @@ def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     (y,) = shifted(
         "syntonic_phi_residual",
         (x, r),
-        ((x.shape, dtype),),
+        (like,),
         sum_scale=1.0,
         residual_scale=oracles.PHI_INV,
         activation=0,
     )
     oracles.assert_close(y, oracles.phi_residual(x, r, "phi", acc=acc), "plain sum")
-    (y,) = shifted("syntonic_golden_gelu", (x,), ((x.shape, dtype),))
+    identity, residual = shifted(
+        "syntonic_phi_residual_cotangent",
+        (r,),
+        (like, like),
+        identity_scale=1.0,
+        residual_scale=oracles.PHI_INV,
+        activation=0,
+        results=3,
+    )
+    np.testing.assert_array_equal(np.asarray(identity), np.asarray(r))
+    exact = oracles.phi_residual_vjp(x, r, r, "phi", acc=acc, stored=dtype)
+    oracles.assert_close(residual, exact[1], "residual of a plain sum")
+    (y,) = shifted("syntonic_golden_gelu", (x,), (like,))
     oracles.assert_close(y, oracles.golden_gelu(x, acc=acc), "golden_gelu")
-    (dx,) = shifted("syntonic_golden_gelu_cotangent", (x, r), ((x.shape, dtype),))
+    (dx,) = shifted("syntonic_golden_gelu_cotangent", (x, r), (like,))
     oracles.assert_close(dx, oracles.golden_gelu_vjp(x, r, acc=acc), "gradient of golden_gelu")
     (total, _) = shifted("syntonic_sum_of_squares", (x,), (((1,), acc), ((64,), acc)))
     norm = oracles.residual_component_norm(x, "standard", acc=acc)
     squared = oracles.Estimate(norm.value**2, 3 * norm.value * norm.slack)
     oracles.assert_close(total[0], squared, "sum of squares")
+    for parts in (1, 3):
+        ct = jnp.asarray(rng.normal(size=parts), acc)
+        (dx,) = shifted("syntonic_sum_of_squares_cotangent", (x, ct), (like,))
+        slope = 2 * oracles.real(x).reshape(parts, -1) * oracles.real(ct)[:, None]
+        estimate = oracles.Estimate(slope, oracles.unit(acc) * np.abs(slope))  # one product
+        oracles.assert_close(dx.reshape(slope.shape), estimate, "gradient of the sum of squares")
 
 
 GRAPHS = {  # an operation eight times, and the calls that the gradient of its sum makes
@@ -245,7 +264,8 @@ GRAPHS = {  # an operation eight times, and the calls that the gradient of its s
     "channels": ("golden_batch_norm(y, x[0], implementation='cuda')[0] + x", 1024, 24),
     "sum": ("phi_residual(y, x, activation='gelu', implementation='cuda')", 1024, 16),
     "gelu": ("golden_gelu(y, implementation='cuda')", 1024, 16),
-    "norm": ("y / residual_component_norm(y, implementation='cuda')", 1024, 8),
+    "norm": ("y / residual_component_norm(y, implementation='cuda')", 1024, 16),
+    "plain": ("phi_residual(y, x, implementation='cuda')", 1024, 16),
 }
 
 

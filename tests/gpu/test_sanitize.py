@@ -13,6 +13,7 @@ from syntonic_jax import (
     golden_batch_norm,
     golden_gelu,
     golden_layer_norm,
+    phi_residual,
     phi_residual_gelu,
     phi_residual_layernorm,
     phi_residual_relu,
@@ -46,6 +47,7 @@ def everything(implementation, rows, scale, planes):
             y, z = phi_residual_layernorm(
                 x, x[::-1], s, s, return_sum=True, implementation=implementation
             )
+            y = phi_residual(y, z, implementation=implementation)
             w = phi_residual_gelu(y, z, implementation=implementation)
             w = phi_residual_relu(w, y, implementation=implementation)
             w = golden_gelu(w, implementation=implementation)
@@ -69,7 +71,7 @@ def test_every_kernel(dtype, rng, x64):
     ours, theirs = (everything(i, rows, scale, planes) for i in ("cuda", "xla"))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         a, b = oracles.real(a), oracles.real(b)
-        # Seven operations, each rounding its result to the type of the data; two of them divide by
+        # Eight operations, each rounding its result to the type of the data; two of them divide by
         # a deviation, that of a batch of five by as little as a third of one.
         tolerance = 64 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)

@@ -297,6 +297,12 @@ def test_numpy_operands(implementation, rng):
     assert z.dtype == "float32"
 
 
+def test_what_is_not_linear_has_no_transpose(implementation):
+    f = functools.partial(phi_residual, activation="relu", implementation=implementation)
+    with pytest.raises(NotImplementedError, match=r"phi_residual: .*got activation='relu'"):
+        jax.linear_transpose(f, IDENTITY, RESIDUAL)(IDENTITY)
+
+
 @pytest.mark.parametrize("mode", ["golden", "PHI", None, 1])
 def test_unknown_mode(mode):
     pattern = rf"phi_residual: mode .*'phi', 'phi_symmetric', 'standard', got {mode!r}"

@@ -42,7 +42,7 @@ class TestTransformations(battery.Transformations):
         slope = jax.grad(operation.using(implementation))
         with jax.debug_nans(True):
             slope(jnp.ones(3))
-            with pytest.raises(FloatingPointError, match=r"div|mul"):
+            with pytest.raises(FloatingPointError, match="sum_of_squares_cotangent"):
                 slope(jnp.array([1, jnp.inf]))
 
 
@@ -67,16 +67,9 @@ def test_accuracy(mode, dtype, implementation, rng):
         assert (norm.dtype, norm.shape) == (acc, ())
         estimate = oracles.residual_component_norm(residual, mode, acc=acc)
         oracles.assert_close(norm, estimate, f"norm of {shape}")
-        # d norm / d residual = s c residual / |residual|
-        s, c = oracles.MODES[mode]
-        value = s * c * oracles.real(residual) / np.linalg.norm(oracles.real(residual))
-        relative = estimate.slack / estimate.value + oracles.STEPS * oracles.unit(acc)
-        oracles.assert_close(
-            pull(jnp.ones((), acc))[0],
-            oracles.Estimate(value, np.abs(value) * relative),
-            f"slope at {shape}",
-            flush=True,
-        )
+        ct = jnp.asarray(rng.normal(), acc)
+        exact = oracles.residual_component_norm_vjp(residual, ct, mode, acc=acc)
+        oracles.assert_close(pull(ct)[0], exact, f"slope at {shape}", flush=True)
 
 
 def test_known_values(implementation):
