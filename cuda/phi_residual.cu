@@ -46,6 +46,37 @@ struct Forward {
   }
 };
 
+// Where the gradients of the branches go; null where one is not asked for.
+template <class T>
+struct Gradients {
+  static constexpr int N = kVector<T>;
+
+  T* d_identity;
+  T* d_residual;
+  Acc<T> identity_scale;
+  Acc<T> residual_scale;
+
+  explicit Gradients(const PhiResidualCotangent& call)
+      : d_identity(static_cast<T*>(call.d_identity)),
+        d_residual(static_cast<T*>(call.d_residual)),
+        identity_scale(static_cast<Acc<T>>(call.identity_scale)),
+        residual_scale(static_cast<Acc<T>>(call.residual_scale)) {}
+
+  __device__ void write(int64_t start, const Span& at, bool vector, const Acc<T> (&g)[N]) const {
+    Acc<T> x[N];
+    if (d_identity) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) x[e] = identity_scale * g[e];
+      store(d_identity + start, at, vector, pack<T>(x));
+    }
+    if (d_residual) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) x[e] = residual_scale * g[e];
+      store(d_residual + start, at, vector, pack<T>(x));
+    }
+  }
+};
+
 template <class Data>
 struct Cotangent {
   using T = Data;
@@ -57,19 +88,13 @@ struct Cotangent {
     AnyPacked<A, N> ct;
   };
 
-  AnyArray saved;  // z, or for relu y; none without an activation
+  AnyArray saved;  // z, or for relu y
   AnyArray ct;
-  T* d_identity;
-  T* d_residual;
-  A identity_scale;
-  A residual_scale;
+  Gradients<T> gradients;
   Activation activation;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
-    Loaded loaded = {};
-    if (activation != Activation::none) loaded.saved = load_any<A, N>(saved, start, at, vector);
-    loaded.ct = load_any<A, N>(ct, start, at, vector);
-    return loaded;
+    return {load_any<A, N>(saved, start, at, vector), load_any<A, N>(ct, start, at, vector)};
   }
 
   __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
@@ -78,16 +103,30 @@ struct Cotangent {
     unpack_any(loaded.ct, ct.dtype, g);
 #pragma unroll
     for (int e = 0; e < N; ++e) g[e] = pull_back(activation, x[e], g[e]);
-    if (d_identity) {
-#pragma unroll
-      for (int e = 0; e < N; ++e) x[e] = identity_scale * g[e];
-      store(d_identity + start, at, vector, pack<T>(x));
-    }
-    if (d_residual) {
-#pragma unroll
-      for (int e = 0; e < N; ++e) x[e] = residual_scale * g[e];
-      store(d_residual + start, at, vector, pack<T>(x));
-    }
+    gradients.write(start, at, vector, g);
+  }
+};
+
+// Without an activation, where nothing was saved.
+template <class Data>
+struct PlainCotangent {
+  using T = Data;
+  using A = Acc<T>;
+  static constexpr int N = kVector<T>;
+  static constexpr int kPacks = 1;
+  using Loaded = AnyPacked<A, N>;
+
+  AnyArray ct;
+  Gradients<T> gradients;
+
+  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
+    return load_any<A, N>(ct, start, at, vector);
+  }
+
+  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+    A g[N];
+    unpack_any(loaded, ct.dtype, g);
+    gradients.write(start, at, vector, g);
   }
 };
 
@@ -117,15 +156,15 @@ Status phi_residual(Stream stream, const PhiResidual& call) {
 Status phi_residual_cotangent(Stream stream, const PhiResidualCotangent& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const Cotangent<T> map = {{const_cast<void*>(call.saved), call.saved_dtype},
-                              {const_cast<void*>(call.ct), call.y_dtype},
-                              static_cast<T*>(call.d_identity),
-                              static_cast<T*>(call.d_residual),
-                              static_cast<Acc<T>>(call.identity_scale),
-                              static_cast<Acc<T>>(call.residual_scale),
-                              call.activation};
-    return launch_map(stream, map, call.count,
-                      all_aligned(call.saved, call.ct, call.d_identity, call.d_residual));
+    const AnyArray saved = {const_cast<void*>(call.saved), call.saved_dtype};
+    const AnyArray ct = {const_cast<void*>(call.ct), call.y_dtype};
+    const Gradients<T> gradients(call);
+    const bool aligned = all_aligned(call.saved, call.ct, call.d_identity, call.d_residual);
+    if (call.activation == Activation::none) {
+      return launch_map(stream, PlainCotangent<T>{ct, gradients}, call.count, aligned);
+    }
+    return launch_map(stream, Cotangent<T>{saved, ct, gradients, call.activation}, call.count,
+                      aligned);
   });
 }
 
@@ -133,7 +172,7 @@ Status load_phi_residual(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
     return load_kernels(map_kernel<Forward<T, true>>, map_kernel<Forward<T, false>>,
-                        map_kernel<Cotangent<T>>);
+                        map_kernel<Cotangent<T>>, map_kernel<PlainCotangent<T>>);
   });
 }
 

@@ -265,7 +265,7 @@ GRAPHS = {  # an operation eight times, and the calls that the gradient of its s
     "sum": ("phi_residual(y, x, activation='gelu', implementation='cuda')", 1024, 16),
     "gelu": ("golden_gelu(y, implementation='cuda')", 1024, 16),
     "norm": ("y / residual_component_norm(y, implementation='cuda')", 1024, 16),
-    "plain": ("phi_residual(y, x, implementation='cuda')", 1024, 16),
+    "plain": ("phi_residual(y, x, 'phi_symmetric', implementation='cuda')", 1024, 16),
 }
 
 
