@@ -212,8 +212,9 @@ def draw_elementwise(axes, results: dict[str, Any]) -> None:
         axes.bar_label(bar, [f"{r['share']:.2f}"], padding=-30, fontsize=9, color="white")
     axes.axvline(1, color="#999999", linewidth=1, linestyle=(0, (5, 3)))
     axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set(title=f"The other operations, {MAIN_DTYPE}", xlim=(0, 1.1))
+    axes.set_ylim(len(labels) - 0.4, -0.6)  # from the top down
+    furthest = max([1.0, *(r["share"] for r in chosen)])
+    axes.set(title=f"The other operations, {MAIN_DTYPE}", xlim=(0, 1.05 * furthest))
     axes.grid(visible=True, axis="x")
 
 

@@ -45,32 +45,43 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (team.rank == 0) sums[blockIdx.x] = total.value;
 }
 
-// `tiles` blocks for each partial.
-template <class T>
-__global__ void __launch_bounds__(kMapThreads)
-    pull_back(const T* x, const Acc<T>* ct, T* dx, int64_t count, int64_t tiles, bool aligned) {
-  wait_for_launches();
-  constexpr int N = kVector<T>;
-  constexpr int kTile = N * kMapThreads;
-  const int64_t partial = blockIdx.x / tiles, offset = blockIdx.x % tiles * kTile;
-  const int64_t start = partial * count + offset;
-  const int end = static_cast<int>(count - offset < kTile ? count - offset : kTile);
-  const bool vector = aligned && end == kTile;
-  const Span at = span<N>(vector, 0, kMapThreads, static_cast<int>(threadIdx.x), end);
-  const Packed<T, N> packed = load<T, N, Cache::keep>(x + start, at, vector);
-  const Acc<T> slope = 2 * ct[partial];
-  Acc<T> value[N];
-  unpack(packed, value);
-#pragma unroll
-  for (int e = 0; e < N; ++e) value[e] *= slope;
-  store(dx + start, at, vector, pack<T>(value));
-}
+template <class Data>
+struct Cotangent {
+  using T = Data;
+  static constexpr int N = kVector<T>;
+  static constexpr int kPacks = 1;
+  using Loaded = Packed<T, N>;
 
-// Every partial of an aligned array starts aligned only if partials are whole packs.
-template <class T>
-bool whole_packs(int64_t partials, int64_t count) {
-  return partials == 1 || count % kVector<T> == 0;
-}
+  const T* x;
+  const Acc<T>* ct;
+  T* dx;
+  int64_t partials;
+  int64_t count;
+  bool whole;  // no pack lies in two partials
+
+  __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
+    return load<T, N, Cache::keep>(x + start, at, vector);
+  }
+
+  __device__ Acc<T> slope(int64_t index) const { return 2 * ct[partials == 1 ? 0 : index / count]; }
+
+  __device__ void write(const Loaded& loaded, int64_t start, const Span& at, bool vector) const {
+    Acc<T> value[N];
+    unpack(loaded, value);
+    const int64_t first = start + at.first;
+    if (partials == 1 || (vector && whole)) {
+      const Acc<T> shared = slope(first);
+#pragma unroll
+      for (int e = 0; e < N; ++e) value[e] *= shared;
+    } else {
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        if (at.holds(e)) value[e] *= slope(first + e * at.step);
+      }
+    }
+    store(dx + start, at, vector, pack<T>(value));
+  }
+};
 
 }  // namespace
 
@@ -84,7 +95,9 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
     const Workers workers =
         plan_workers(call.partials, std::max<int64_t>(1, tiles / kTilesAlone), 1,
                      resident_blocks({0, kMaxThreads}, square_sums<T>), 1, call.scratch_size);
-    const bool aligned = all_aligned(call.x) && whole_packs<T>(call.partials, call.count);
+    // Every partial of an aligned array starts aligned only if partials are whole packs.
+    const bool aligned =
+        all_aligned(call.x) && (call.partials == 1 || call.count % kVector<T> == 0);
     A* target = workers.members == 1 ? sums : static_cast<A*>(call.scratch);
     const Status status =
         launch(stream, {workers.partials * workers.members, kMaxThreads}, square_sums<T>,
@@ -98,19 +111,20 @@ Status sum_of_squares(Stream stream, const SumOfSquares& call) {
 Status sum_of_squares_cotangent(Stream stream, const SumOfSquaresCotangent& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if (call.partials == 0 || call.count == 0) return kSuccess;
-    const int64_t tiles = ceil_div(call.count, kVector<T> * kMapThreads);
-    const bool aligned = all_aligned(call.x, call.dx) && whole_packs<T>(call.partials, call.count);
-    return launch(stream, {call.partials * tiles, kMapThreads}, pull_back<T>,
-                  static_cast<const T*>(call.x), static_cast<const Acc<T>*>(call.ct),
-                  static_cast<T*>(call.dx), call.count, tiles, aligned);
+    const Cotangent<T> map = {static_cast<const T*>(call.x),
+                              static_cast<const Acc<T>*>(call.ct),
+                              static_cast<T*>(call.dx),
+                              call.partials,
+                              call.count,
+                              call.count % kVector<T> == 0};
+    return launch_map(stream, map, call.partials * call.count, all_aligned(call.x, call.dx));
   });
 }
 
 Status load_sum_of_squares(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    return load_kernels(square_sums<T>, fold_columns<Acc<T>>, pull_back<T>);
+    return load_kernels(square_sums<T>, fold_columns<Acc<T>>, map_kernel<Cotangent<T>>);
   });
 }
 

@@ -122,15 +122,18 @@ def forward_mode(primitive: Primitive, rule: Callable[..., tuple[Any, Any]]) -> 
 def linear(primitive: Primitive, rule: Callable[..., Sequence[Any]]) -> None:
     """Sets the transpose of a primitive that is linear in all its operands.
 
-    `rule(cotangents, avals, **params)` returns the cotangents of operands of the types `avals`.
+    `rule(cotangents, avals, wanted, **params)` returns the cotangents of those operands, of the
+    types `avals`, that the mask `wanted` names.
     """
 
     def transpose(cotangents, *operands, **params):
         if all(map(is_zero, cotangents)):
             return [None] * len(operands)
         avals = [x.aval if ad.is_undefined_primal(x) else jax.typeof(x) for x in operands]
-        results = rule(list(map(ad.instantiate_zeros, cotangents)), avals, **params)
-        return _only_undefined(operands, results)
+        wanted = tuple(map(ad.is_undefined_primal, operands))
+        given = list(map(ad.instantiate_zeros, cotangents))
+        results = iter(rule(given, avals, wanted, **params))
+        return _only_undefined(operands, [next(results) if w else None for w in wanted])
 
     ad.primitive_transposes[primitive] = transpose
 

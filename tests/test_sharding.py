@@ -154,6 +154,15 @@ def test_elementwise_needs_no_collective(case):
             assert used == []
 
 
+@every("norm")
+def test_a_norm_for_each_example_stays_with_it(case):
+    (x,) = case.put(mesh_of(AxisType.Auto), P(("d", "m")))
+    each = jax.vmap(jax.value_and_grad(case.f))
+    results, used = run(each, x)
+    assert used == []
+    battery.assert_same(results, each(*case.operands))
+
+
 @every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
 @pytest.mark.parametrize("spec", battery.thinned(FEATURE), ids=str)
 def test_feature_sharded(case, spec):

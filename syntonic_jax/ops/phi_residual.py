@@ -257,12 +257,11 @@ def _slope(activation, saved, accumulation) -> Any:
 def _tangent_reference(*operands, mode, activation, dtype, data_dtype, inputs, outputs):
     accumulation = accumulation_dtype(data_dtype)
     saved, tangents = _split(operands, activation)
-    terms = [
-        scale * next(tangents).astype(accumulation)
-        for scale, present in zip(branch_scales(mode), inputs)
-        if present
-    ]
-    dz = functools.reduce(operator.add, terms)
+    if all(inputs):
+        identity, residual = (t.astype(accumulation) for t in tangents)
+        dz = golden_sum(identity, residual, mode)
+    else:
+        dz = branch_scales(mode)[inputs.index(True)] * next(tangents).astype(accumulation)
     results = []
     if outputs[0]:
         results.append((_slope(activation, saved, accumulation) * dz).astype(dtype))
@@ -359,15 +358,20 @@ def _jvp(primals, tangents, *, residuals, **params):
     return [y, *z][:count], results
 
 
-def _transpose(cotangents, avals, *, residuals, **params):
+def _transpose(cotangents, avals, wanted, *, residuals, **params):
     if params["activation"] is not None:
         raise NotImplementedError(
             f"phi_residual: it is linear, and has a transpose, only without an activation, "
             f"got activation={params['activation']!r}"
         )
-    masks = {"inputs": (True, True), "outputs": (True,)}
-    data_dtype = avals[0].dtype
-    return bind(phi_residual_cotangent_p, *cotangents, data_dtype=data_dtype, **masks, **params)
+    return bind(
+        phi_residual_cotangent_p,
+        *cotangents,
+        data_dtype=avals[0].dtype,
+        inputs=wanted,
+        outputs=(True,),
+        **params,
+    )
 
 
 forward_mode(phi_residual_p, _jvp)

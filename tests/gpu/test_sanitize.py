@@ -72,8 +72,8 @@ def test_every_kernel(dtype, rng, x64):
     ours, theirs = (everything(i, rows, scale, planes) for i in ("cuda", "xla"))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         a, b = oracles.real(a), oracles.real(b)
-        # Eight operations, each rounding its result to the type of the data. That of a batch of
-        # five may deviate by next to nothing: its epsilon sees to it that nothing is divided by it.
+        # Eight operations, each rounding its result to the type of the data. Five rows
+        # may deviate by next to nothing: the epsilon of the batch norm stands against that.
         tolerance = 64 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 

@@ -297,6 +297,19 @@ def test_numpy_operands(implementation, rng):
     assert z.dtype == "float32"
 
 
+@pytest.mark.parametrize("mode", oracles.MODES)
+def test_plain_sum_is_linear(mode, implementation, rng):
+    """Its tangent is the sum of the tangents, its transpose that of the formula."""
+    x, r = (jnp.asarray(rng.normal(size=(3, 5))) for _ in range(2))
+    f = functools.partial(phi_residual, mode=mode, implementation=implementation)
+    out, pushed = jax.jvp(f, (x, r), (r, -r))
+    battery.assert_same(pushed, f(r, -r))
+    if mode != "phi":
+        assert np.all(pushed == 0)  # rounding has nothing to add
+    g = functools.partial(formula, mode=mode, activation=None)
+    battery.assert_same(jax.linear_transpose(f, x, r)(out), jax.linear_transpose(g, x, r)(out))
+
+
 def test_what_is_not_linear_has_no_transpose(implementation):
     f = functools.partial(phi_residual, activation="relu", implementation=implementation)
     with pytest.raises(NotImplementedError, match=r"phi_residual: .*got activation='relu'"):
