@@ -94,8 +94,8 @@ def test_more_than_2_to_the_31_elements_elementwise(name):
         "gelu": (functools.partial(golden_gelu, **cuda), 1),
         "norm": (functools.partial(residual_component_norm, mode="standard", **cuda), 1),
     }[name]
-    size = 2**31 + 12345
-    draw = jax.jit(lambda key: jax.random.normal(key, (size,), jnp.bfloat16))
+    rows, width = 2**31 // 8192 + 37, 8192
+    draw = jax.jit(lambda key: jax.random.normal(key, (rows, width), jnp.bfloat16))
     operands = [draw(key) for key in jax.random.split(jax.random.key(1), count)]
     ct = jnp.ones(()) if name == "norm" else operands[-1]
 
@@ -105,20 +105,20 @@ def test_more_than_2_to_the_31_elements_elementwise(name):
         return y, pull(ct)
 
     y, grads = run(operands, ct)
-    if name == "norm":
-        # A chi distribution: its mean is sqrt(size), its deviation 1 / sqrt(2); and roundings.
-        assert abs(float(y) - size**0.5) <= 6 + size**0.5 * 16 * oracles.unit("float32")
-    for start in (0, 2**30 - 500, 2**31 - 500, size - 1000):
-        s = slice(start, start + 1000)
+    if name == "norm":  # sums of 2**31 squares, in two orders
+        by_xla = jax.jit(functools.partial(f, implementation="xla"))(*operands)
+        assert float(y) == pytest.approx(float(by_xla), rel=64 * oracles.unit("float32"))
+    for start in (0, 2**30 // width - 2, 2**31 // width - 2, rows - 5):
+        s = slice(start, start + 5)
         part = [x[s] for x in operands]
         if name == "norm":
-            expected = (part[0].astype("float32") / y).astype("bfloat16")
+            expected = part[0].astype("float32") / y
             np.testing.assert_allclose(
                 oracles.real(grads[0][s]), oracles.real(expected), rtol=2 * oracles.unit("bfloat16")
             )
             continue
         alone = run(part, ct[s])
-        for whole, of_part in zip((y, *grads), (alone[0], *alone[1])):
+        for whole, of_part in zip((y, *grads), (alone[0], *alone[1]), strict=True):
             np.testing.assert_array_equal(np.asarray(whole[s]), np.asarray(of_part))
 
 
@@ -364,23 +364,19 @@ SLICED = {
 @pytest.mark.parametrize("name", SLICED)
 def test_operands_are_slices_of_a_buffer(name, rng):
     """XLA may hand a call parts of a buffer, and have it write into a part of another."""
-    # The second slice begins at no multiple of 16 bytes, nor does the third.
-    buffer = jnp.asarray(rng.normal(size=(3, 63, 1001)), "float32")
+    # Slices begin at multiples of 128 bytes, or XLA would hand out copies of them.
+    buffer = jnp.asarray(rng.normal(size=(3, 64, 1000)), "float32")
 
     def of_slices(buffer, i):
         y = SLICED[name](jax.lax.dynamic_index_in_dim(buffer, i, keepdims=False), buffer[2])
         return jax.lax.dynamic_update_index_in_dim(buffer, y, i, 0)
 
     program = jax.jit(of_slices).lower(buffer, 0).compile()
-    text = program.as_text()
-    assert "dynamic-slice" in text
-    if "dynamic_slice_fusion=true" in os.environ.get("XLA_FLAGS", "") and name in ("sum", "gelu"):
-        assert "address_computation" in text, text
+    assert "dynamic-slice" in program.as_text()
     for i in range(2):
         ours = program(buffer, i)
         alone = jax.jit(SLICED[name])(buffer[i] + 0, buffer[2] + 0)
-        # A row of another alignment is summed up in another order.
-        tolerance = 64 * oracles.unit("float32")
+        tolerance = 64 * oracles.unit("float32")  # the programs around the call are others
         np.testing.assert_allclose(ours[i], alone, rtol=tolerance, atol=tolerance)
         np.testing.assert_array_equal(np.delete(ours, i, 0), np.delete(buffer, i, 0))
 
