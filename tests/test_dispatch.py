@@ -1,12 +1,22 @@
-"""What 'cuda' and None take on GPUs that are only pretended."""
+"""What 'cuda' and None take: on a CPU, on other platforms, on GPUs that are only pretended."""
 
 import functools
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
 import pytest
+from test_lowering import ROWS, custom_calls, gradients, layernorm
 
-from syntonic_jax import _compat, _extension, golden_layer_norm
+from syntonic_jax import (
+    _compat,
+    _extension,
+    golden_layer_norm,
+    phi_residual_gelu,
+    phi_residual_layernorm,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,3 +41,66 @@ def test_kernels_asked_for_on_a_gpu_that_cannot_run_them(
     with pytest.raises(RuntimeError, match=f"golden_layer_norm: implementation='cuda' {message}"):
         lowered(f)
     assert "syntonic" not in lowered(golden_layer_norm)
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_no_kernel_is_asked_for(implementation):
+    for f in (phi_residual_layernorm, phi_residual_gelu):
+        f = functools.partial(f, implementation=implementation)
+        for platform in ("cpu", "cuda"):  # None: nothing is known of a GPU that is not there
+            assert custom_calls(gradients(f, 0, 1), ROWS, ROWS, platform=platform) == []
+
+
+@pytest.mark.parametrize("platform", ["tpu", "rocm"])
+def test_other_platforms(platform):
+    assert custom_calls(phi_residual_layernorm, ROWS, ROWS, platform=platform) == []
+    with pytest.raises(ValueError, match=rf"phi_residual_layernorm.*'cuda'.*{platform}"):
+        custom_calls(layernorm, ROWS, ROWS, platform=platform)
+
+
+def test_cuda_on_a_cpu_names_the_remedy():
+    """In a fresh process, as the double may serve platform cpu in this one."""
+    script = """
+        import jax, jax.numpy as jnp, syntonic_jax
+        from syntonic_jax import _extension
+        x = jnp.ones((2, 4))
+        functions = {
+            "phi_residual": lambda: syntonic_jax.phi_residual(x, x, implementation="cuda"),
+            "phi_residual_layernorm": lambda: jax.jit(
+                lambda x: syntonic_jax.phi_residual_layernorm(x, x, implementation="cuda")
+            )(x),
+            "golden_gelu": lambda: syntonic_jax.golden_gelu(x, implementation="cuda"),
+            "crystallize": lambda: syntonic_jax.crystallize(x, implementation="cuda"),
+            "residual_component_norm": lambda: jax.grad(
+                lambda x: syntonic_jax.residual_component_norm(x, implementation="cuda")
+            )(x),
+        }
+        for name, function in functions.items():
+            jax.eval_shape(function)  # tracing is fine
+            try:
+                function()
+            except ValueError as error:
+                text = str(error)
+                assert name in text and "implementation='cuda'" in text, text
+                assert "cpu" in text and "implementation=None" in text, text
+                assert "no CUDA device" in text, text
+                assert ("no kernels" in text) == (not _extension.available()), text
+            else:
+                raise SystemExit(f"{name} ran")
+    """
+    run_fresh(script)
+
+
+def test_importing_initialises_no_backend():
+    run_fresh("""
+        import syntonic_jax
+        from jax._src import xla_bridge
+        assert not xla_bridge.backends_are_initialized()
+    """)
+
+
+def run_fresh(script: str):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
