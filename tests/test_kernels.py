@@ -260,7 +260,7 @@ def test_elementwise(dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1003), (1, 40000), (5, 77), (3, 4096), (70, 3)])
+@pytest.mark.parametrize("shape", [(1, 1003), (1, 40000), (5, 77), (3, 4096), (3, 4099), (70, 3)])
 def test_residual_component_norm(shape, dtype, rng):
     """One norm of several workers, and many, of stretches that are whole packs and others."""
     acc, x = oracles.accumulation(dtype), jnp.asarray(rng.normal(size=shape), dtype)
