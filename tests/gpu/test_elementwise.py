@@ -171,7 +171,7 @@ def test_residual_component_norm(dtype, rng, x64):
             atol=oracles.ulp(0, dtype),  # below the normal range of float16
         )
     f = jax.value_and_grad(functools.partial(residual_component_norm, implementation="cuda"))
-    for shape in ((5, 777), (3, 4096), (3, 4099), (600, 3)):  # stretches that are whole packs, and others
+    for shape in ((5, 777), (3, 4096), (3, 4099), (600, 3)):  # whole packs, and not
         x = jnp.asarray(rng.normal(size=shape), dtype)
         for row, norm, dx in zip(x, *jax.jit(jax.vmap(f))(x)):
             oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
