@@ -152,7 +152,12 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       store_sums(a, team, sums, unit * sums.stride, at(k, true), kAligned, d_scale[k], d_bias[k],
                  reinterpret_cast<A*>(dynamic));
     }
-    if (team.count > 1) __syncthreads();  // before the ring is filled again
+    // Before the ring is filled again: by its own warp, or by teams that shared its memory.
+    if (team.count > 1) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
   }
 }
 

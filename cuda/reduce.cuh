@@ -287,6 +287,9 @@ class Reducer {
   __device__ void post(const M& value) {
     own_ = across_lanes(value, team_.size);
     if (team_.size <= kWarp) return;
+    // What follows tells others that this warp is done with the results of the last reduction, and
+    // is told by some of its lanes for all.
+    __syncwarp();
     const int warp = static_cast<int>(threadIdx.x / kWarp);
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     Barrier& barrier = shared_.barrier[turn_ & 1];

@@ -22,6 +22,7 @@ from syntonic_jax import (
     syntonic_log_softmax,
     syntonic_softmax,
 )
+from syntonic_jax.ops import _layernorm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
 
@@ -111,5 +112,43 @@ def test_softmax_kernels(dtype, rng, x64):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         a, b = oracles.real(a), oracles.real(b)
         # A result and a gradient, each rounded once to the type of the data, and a sum of both.
+        tolerance = 16 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_many_turns(dtype, rng, x64, monkeypatch):
+    """Few workers with many rows each, whose reductions take turns; then many more than there is
+    room for on the device, so that blocks begin anew."""
+    # An H100 has a worker for every row of an array this small.
+    monkeypatch.setattr(_layernorm, "_MAX_WORKERS", 2)
+    acc = oracles.accumulation(dtype)
+
+    # Rows that begin alike and unlike in lines of memory, in packs and not; in blocks and clusters.
+    widths = (1000, 1001, 4100, 24000)
+    rows = [jnp.asarray(rng.normal(size=(9, w)), dtype) for w in widths]
+    examples = [jnp.asarray(rng.normal(size=(1500, 2, w)), dtype) for w in widths[:2]]
+    scale = [jnp.asarray(rng.random(x.shape[-1]), acc) for x in rows]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def in_turns(implementation, rows, scale, examples):
+        def layernorm(x, s):
+            y = phi_residual_layernorm(x, x[::-1], s, s, implementation=implementation)
+            return jnp.sum(jnp.sin(y.astype(acc)))
+
+        def softmax(x, s):
+            y = syntonic_softmax(x, mode_norms=s, implementation=implementation)
+            return jnp.sum(jnp.sin(y.astype(acc) * x))
+
+        gradients = [jax.grad(f, (0, 1)) for f in (layernorm, softmax)]
+        return [
+            [g(x, s) for x, s in zip(rows, scale)]
+            + [jax.vmap(g, (0, None))(x, s) for x, s in zip(examples, scale)]
+            for g in gradients
+        ]
+
+    ours, theirs = (in_turns(i, rows, scale, examples) for i in ("cuda", "xla"))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = oracles.real(a), oracles.real(b)
         tolerance = 16 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
