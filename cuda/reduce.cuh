@@ -246,8 +246,10 @@ __device__ auto merge_range(I first, I end, int step, Entry entry) {
 
 // What the warps of a block, and of its cluster, leave for each other. Two halves take turns, each
 // with a barrier: a warp may enter the next reduction while a slower one still reads the results of
-// this one, but not the one after. Room for as many blocks as a cluster may have, and no more: what
-// shared memory takes, the L1 cache has not.
+// this one, but not the one after. Therefore every lane that reads them arrives for the next one
+// itself: a barrier orders what those did who arrive. (One lane could arrive for its warp behind a
+// __syncwarp, but racecheck does not take that for an order between warps.) Room for as many blocks
+// as a cluster may have, and no more: what shared memory takes, the L1 cache has not.
 template <class M, int kBlocks = kLargeCluster>
 struct Exchange {
   struct Entry {
@@ -268,7 +270,9 @@ class Reducer {
     if (team.size <= kWarp) return;
     if (threadIdx.x == 0) {
       // Of a cluster only one thread arrives, and announces what the warps of all blocks will send.
-      const int arrivals = team.blocks > 1 ? 1 : static_cast<int>(blockDim.x) / kWarp;
+      // Otherwise readers do: in every half-warp, a lane for each warp of its team.
+      const int readers = static_cast<int>(blockDim.x) / kMaxWarps * team.warps();
+      const int arrivals = team.blocks > 1 ? 1 : readers;
       shared.barrier[0].init(arrivals);
       shared.barrier[1].init(arrivals);
     }
@@ -287,20 +291,18 @@ class Reducer {
   __device__ void post(const M& value) {
     own_ = across_lanes(value, team_.size);
     if (team_.size <= kWarp) return;
-    // What follows tells others that this warp is done with the results of the last reduction, and
-    // is told by some of its lanes for all.
-    __syncwarp();
     const int warp = static_cast<int>(threadIdx.x / kWarp);
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     Barrier& barrier = shared_.barrier[turn_ & 1];
     if (team_.blocks > 1) {
       if (turn_ == 0) cluster_wait();
+      __syncwarp();  // some lanes send for all, which have read the results of the last reduction
       if (threadIdx.x == 0) barrier.arrive_expecting(team_.size / kWarp * sizeof(Entry));
       Entry& entry = shared_.entry[turn_ & 1][cluster_rank() * team_.warps() + warp];
       if (lane < team_.blocks) barrier.send(entry.word, words(own_).word, lane);
-    } else if (lane == 0) {
-      shared_.entry[turn_ & 1][warp] = words(own_);
-      barrier.arrive();
+    } else {
+      if (lane == 0) shared_.entry[turn_ & 1][warp] = words(own_);
+      if (lane % kMaxWarps < team_.warps()) barrier.arrive();
     }
   }
 
