@@ -134,37 +134,40 @@ def copy_bandwidth(dtype: str, array_bytes: int, minimum: float) -> float:
 def latencies(ops: list[str], implementations: list[str], minimum: float) -> list[dict[str, Any]]:
     """Microseconds a call at a size where the device has nearly nothing to do.
 
-    Short series of all ways take turns: a host that is slow for a while is slow for all of them.
+    Short series of all ways to call all operations take turns: a host that is slow for a while is
+    slow for all of them, and for none of them throughout.
     """
-    found = []
+    ways: dict[tuple[str, str, str], Callable[..., Any]] = {}
+    operands = {}
     for op in ops:
-        ways: dict[tuple[str, str], Callable] = {}
+        any_case = Case(op, "forward", "bfloat16", SMALL, "xla")
+        operands[op] = [any_case.operands(0), any_case.operands(1)]
         for implementation in implementations:
             case = Case(op, "forward", "bfloat16", SMALL, implementation)
-            ways[implementation, "jit"] = jax.jit(case.function())
+            ways[op, implementation, "jit"] = jax.jit(case.function())
             if implementation != "xla":
-                ways[implementation, "eager"] = case.function()
-        any_case = Case(op, "forward", "bfloat16", SMALL, "xla")
-        operands = [any_case.operands(0), any_case.operands(1)]
-        for call in ways.values():
-            series(call, operands, len(operands))  # loads kernels
-        turns, end = [], time.perf_counter() + 20 * minimum * len(ways)
-        while len(turns) < 5 or time.perf_counter() < end:
-            turns.append({way: 1e6 * series(call, operands, 60) for way, call in ways.items()})
-        for implementation, called in ways:
-            way, jnp_way = (implementation, called), ("xla", "jit")
-            record = {
-                "op": op,
-                "dtype": "bfloat16",
-                "shape": list(SMALL),
-                "implementation": implementation,
-                "called": called,
-                "us": round(statistics.median(turn[way] for turn in turns), 2),
-            }
-            if jnp_way in ways and way != jnp_way:
-                more = statistics.median(turn[way] - turn[jnp_way] for turn in turns)
-                record["us_over_xla"] = round(more, 2)
-            found.append(record)
+                ways[op, implementation, "eager"] = case.function()
+    for (op, *_), call in ways.items():
+        series(call, operands[op], len(operands[op]))  # loads kernels
+    turns, end = [], time.perf_counter() + 20 * minimum * len(ways)
+    while len(turns) < 5 or time.perf_counter() < end:
+        turns.append({way: 1e6 * series(call, operands[way[0]], 60) for way, call in ways.items()})
+    found = []
+    for way in ways:
+        op, implementation, called = way
+        record = {
+            "op": op,
+            "dtype": "bfloat16",
+            "shape": list(SMALL),
+            "implementation": implementation,
+            "called": called,
+            "us": round(statistics.median(turn[way] for turn in turns), 2),
+        }
+        jnp_way = (op, "xla", "jit")
+        if jnp_way in ways and way != jnp_way:
+            more = statistics.median(turn[way] - turn[jnp_way] for turn in turns)
+            record["us_over_xla"] = round(more, 2)
+        found.append(record)
     return found
 
 
