@@ -92,6 +92,28 @@ def test_records_are_whole_and_consistent(results):
     assert len(compared) == 2 * len({r["op"] for r in results["latencies"]})
 
 
+def test_small_calls_are_compared_in_the_same_turn(run, installed_double, monkeypatch):
+    """With a host that is slower from call to call, and an operation that takes its time."""
+    seen = []
+
+    def series(call, sets, n):
+        seen.append(call)
+        first = seen.index(call)
+        return 1e-6 * (100 * first + 7 * seen.count(call))
+
+    monkeypatch.setattr(run, "series", series)
+    ops = ["phi_residual", "golden_gelu"]
+    found = run.latencies(ops, ["cuda", "xla"], minimum=0)
+    assert [(r["op"], r["implementation"], r["called"]) for r in found] == [
+        (op, *way) for op in ops for way in (("cuda", "jit"), ("cuda", "eager"), ("xla", "jit"))
+    ]
+    # The third way of each is jnp: 200 behind the first, 100 behind the second, in every turn.
+    assert [r.get("us_over_xla") for r in found] == [-200, -100, None] * 2
+    # Of five turns after the first call, which loads the kernel, the third.
+    assert [r["us"] for r in found] == [100 * i + 7 * 4 for i in range(6)]
+    assert seen == seen[:6] * 6
+
+
 @pytest.mark.parametrize(
     "op",
     [

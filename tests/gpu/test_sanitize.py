@@ -118,15 +118,15 @@ def test_softmax_kernels(dtype, rng, x64):
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_many_turns(dtype, rng, x64, monkeypatch):
-    """Few workers with many rows each, whose reductions take turns; then many more than there is
-    room for on the device, so that blocks begin anew."""
-    # An H100 has a worker for every row of an array this small.
+    """What takes turns: the rows of a worker, and the sums over rows that a block makes."""
+    # Few workers: an H100 would have one for every row of arrays this small.
     monkeypatch.setattr(_layernorm, "_MAX_WORKERS", 2)
     acc = oracles.accumulation(dtype)
 
     # Rows that begin alike and unlike in lines of memory, in packs and not; in blocks and clusters.
     widths = (1000, 1001, 4100, 24000)
     rows = [jnp.asarray(rng.normal(size=(9, w)), dtype) for w in widths]
+    # More sums, one for each example, than there are blocks on the device at once.
     examples = [jnp.asarray(rng.normal(size=(1500, 2, w)), dtype) for w in widths[:2]]
     scale = [jnp.asarray(rng.random(x.shape[-1]), acc) for x in rows]
 
@@ -150,5 +150,6 @@ def test_many_turns(dtype, rng, x64, monkeypatch):
     ours, theirs = (in_turns(i, rows, scale, examples) for i in ("cuda", "xla"))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         a, b = oracles.real(a), oracles.real(b)
+        # As above; and the sums over rows are of at most nine.
         tolerance = 16 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
