@@ -104,6 +104,8 @@ class Barrier {
 #endif
   }
 
+  // Also for what other blocks have sent: a wait with the scope of the cluster would empty the L1
+  // cache, and orders no more on the hardware.
   __device__ void wait(int parity) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(

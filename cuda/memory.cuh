@@ -61,6 +61,7 @@ __device__ inline uint64_t evict_first() {
 }
 #endif
 
+// Volatile, for the compiler must not move a load before the wait for the launches before this one.
 template <Cache kCache, int kWords>
 __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
   if constexpr (kWords % 4 == 0) {
@@ -69,17 +70,17 @@ __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
       const uint4* source = static_cast<const uint4*>(address) + i / 4;
 #ifdef __CUDA_ARCH__
       if constexpr (kCache == Cache::once) {
-        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-            : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
-            : "l"(source));
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
+                     : "l"(source));
         continue;
       }
 #endif
 #if __CUDA_ARCH__ >= 800
       if constexpr (kCache == Cache::passing) {
-        asm("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-            : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
-            : "l"(source), "l"(evict_first()));
+        asm volatile("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                     : "=r"(word[i]), "=r"(word[i + 1]), "=r"(word[i + 2]), "=r"(word[i + 3])
+                     : "l"(source), "l"(evict_first()));
         continue;
       }
 #endif

@@ -270,9 +270,7 @@ class Reducer {
     if (team.size <= kWarp) return;
     if (threadIdx.x == 0) {
       // Of a cluster only one thread arrives, and announces what the warps of all blocks will send.
-      // Otherwise readers do: in every half-warp, a lane for each warp of its team.
-      const int readers = static_cast<int>(blockDim.x) / kMaxWarps * team.warps();
-      const int arrivals = team.blocks > 1 ? 1 : readers;
+      const int arrivals = team.blocks > 1 ? 1 : readers();
       shared.barrier[0].init(arrivals);
       shared.barrier[1].init(arrivals);
     }
@@ -302,7 +300,7 @@ class Reducer {
       if (lane < team_.blocks) barrier.send(entry.word, words(own_).word, lane);
     } else {
       if (lane == 0) shared_.entry[turn_ & 1][warp] = words(own_);
-      if (lane % kMaxWarps < team_.warps()) barrier.arrive();
+      if (reads()) barrier.arrive();
     }
   }
 
@@ -315,7 +313,6 @@ class Reducer {
       alignas(M) const Entry one = entry[i];
       return reinterpret_cast<const M&>(one);
     };
-    // Those of one block fit a half-warp: both do the same.
     const int lanes = team_.blocks > 1 ? kWarp : kMaxWarps;
     int i = static_cast<int>(threadIdx.x) & (lanes - 1);
     M merged = {};
@@ -333,6 +330,15 @@ class Reducer {
 
  private:
   using Entry = typename Exchange<M, kBlocks>::Entry;
+
+  // The entries of a team in one block, one for each of its warps, fit a half-warp. Every half-warp
+  // of the team reads them all, each lane one or none; `collect` goes by this too.
+  __device__ bool reads() const {
+    return static_cast<int>(threadIdx.x) % kMaxWarps < team_.warps();
+  }
+  __device__ int readers() const {
+    return static_cast<int>(blockDim.x) / kMaxWarps * team_.warps();
+  }
 
   __device__ static Entry words(const M& value) {
     Entry entry;
