@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow  # with one version of jax is enough
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = ("--quick", "--widths", "32", "--array-bytes", "8192", "--seconds", "0.0001")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,7 @@ def run():
 @pytest.fixture(scope="module")
 def results(run, tmp_path_factory, installed_double):
     folder = tmp_path_factory.mktemp("results")
-    tiny = ["--quick", "--widths", "32", "--array-bytes", "8192", "--seconds", "0.0001"]
-    assert run.main([*tiny, "--out", str(folder)]) == 0
+    assert run.main([*TINY, "--out", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == {"cpu.json", "cpu.png"}
     assert (folder / "cpu.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     return json.loads((folder / "cpu.json").read_text())
@@ -90,6 +90,17 @@ def test_records_are_whole_and_consistent(results):
     compared = [r for r in results["latencies"] if "us_over_xla" in r]
     assert {r["implementation"] for r in compared} == {"cuda"}
     assert len(compared) == 2 * len({r["op"] for r in results["latencies"]})
+
+
+@pytest.mark.parametrize("copies", [(2e-4, 8e-4), (8e-4, 2e-4)])
+def test_shares_are_of_the_faster_copy(run, installed_double, monkeypatch, tmp_path, copies):
+    measured = iter(copies)
+    monkeypatch.setattr(run, "copy_bandwidth", lambda *_: next(measured))
+    assert run.main([*TINY, "--ops", "golden_gelu", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    assert results["copy_tbs"] == {"bfloat16": 8e-4}
+    for r in results["records"]:
+        assert r["share"] == pytest.approx(r["tbs"] / 8e-4, abs=1e-4)
 
 
 def test_small_calls_are_compared_in_the_same_turn(run, installed_double, monkeypatch):

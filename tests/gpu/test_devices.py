@@ -1,0 +1,107 @@
+"""All GPUs of this machine, on a mesh; a machine with one runs the same programs over that one."""
+
+import functools
+
+import battery
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from test_sharding import CALLS, Case, run, summed
+from test_sharding_batch_norm import Case as BatchNorm
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("x64")]
+
+ELEMENTWISE = "gelu", "sum", "golden_gelu", "crystallize"
+# The wide rows go through shared memory, or a cluster, that a kernel has to ask each device for.
+SHAPES = (16, 4, 32), (16, 1, 20000)
+
+
+def mesh_of_all(kind=AxisType.Auto):
+    return jax.make_mesh((jax.device_count("gpu"),), ("d",), axis_types=(kind,))
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("name", CALLS)
+def test_each_device_computes_the_same(name, dtype, rng):
+    """To the last bit, whichever comes first."""
+    f, kinds = CALLS[name]
+    f = functools.partial(f, implementation="cuda")
+
+    @jax.jit
+    def both(*operands):
+        return f(*operands), jax.grad(summed(f), tuple(range(len(kinds))))(*operands)
+
+    for width in (33, 4096, 50257):
+        shapes = [(5, width) if kind == "r" else (width,) for kind in kinds]
+        operands = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+        results = []
+        for device in reversed(jax.devices("gpu")):
+            results.append(jax.device_get(both(*jax.device_put(operands, device))))
+        for other in results:
+            jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_sharded(name, shape, rng):
+    """Over rows, and over features; with rows on each device no collective but for sums of them."""
+    case = Case(name, "cuda", rng, shape)
+    sums = name == "norm", name == "norm" or "p" in case.kinds
+    several = jax.device_count("gpu") > 1
+    operands = case.put(mesh_of_all(), P("d"))
+    for f, expected, summing in zip((case.f, case.gradients), (case.values, case.slopes), sums):
+        results, used = run(f, *operands)
+        battery.assert_same(results, expected)
+        assert set(used) == ({"all-reduce"} if summing and several else set())
+    operands = case.put(mesh_of_all(), P(None, None, "d"), P("d"))
+    battery.assert_same(jax.jit(case.f)(*operands), case.values)
+    battery.assert_same(jax.jit(case.gradients)(*operands), case.slopes)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "norm"])
+def test_shard_map(name, rng):
+    """The norm of a shard is no shard of the norm."""
+    case = Case(name, "cuda", rng)
+    f = jax.shard_map(
+        case.f, mesh=mesh_of_all(), in_specs=case.specs(P("d")), out_specs=P("d"), check_vma=True
+    )
+    battery.assert_same(jax.jit(f)(*case.operands), case.values)
+    battery.assert_same(jax.jit(jax.grad(summed(f), case.argnums))(*case.operands), case.slopes)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_explicit_mesh(name, rng):
+    case = Case(name, "cuda", rng)
+    mesh = mesh_of_all(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        operands = case.put(mesh, P("d"))
+        values, slopes = jax.jit(case.f)(*operands), jax.jit(case.gradients)(*operands)
+    battery.assert_same(values, case.values)
+    battery.assert_same(slopes, case.slopes)
+
+
+@pytest.mark.parametrize("layout", ["rows", "last", "first"])
+def test_statistics_of_the_whole_batch(layout, rng):
+    case = BatchNorm(layout, "cuda", rng)
+    operands = case.put(mesh_of_all(), P("d"))
+    values, _ = run(case.f, *operands)
+    battery.assert_same(values, case.values)
+    slopes, _ = run(case.gradients, *operands)
+    battery.assert_same(slopes, case.slopes)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pmap(rng):
+    case = Case("layernorm", "cuda", rng)
+    count = jax.device_count("gpu")
+    split = [
+        x.reshape(count, -1, *x.shape[1:]) if kind == "r" else x
+        for x, kind in zip(case.operands, case.kinds)
+    ]
+    axes = tuple(0 if kind == "r" else None for kind in case.kinds)
+    together = jax.pmap(case.f, in_axes=axes, axis_name="d", devices=jax.devices("gpu"))(*split)
+    battery.assert_same([y.reshape(16, 4, 32) for y in together], list(case.values))
