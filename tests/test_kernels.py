@@ -29,7 +29,7 @@ from syntonic_jax import (
 )
 
 pytestmark = [
-    pytest.mark.slow,  # with one version of jax is enough: what runs is not of jax
+    pytest.mark.slow,
     pytest.mark.usefixtures("x64", "emulated"),
     pytest.mark.skipif(not emulator.available(), reason="fibers are those of Linux"),
 ]
