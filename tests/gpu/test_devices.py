@@ -15,8 +15,7 @@ from test_sharding_batch_norm import Case as BatchNorm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("x64")]
 
-ELEMENTWISE = "gelu", "sum", "golden_gelu", "crystallize"
-# The wide rows go through shared memory, or a cluster, that a kernel has to ask each device for.
+# Wide rows too: kernels have to ask every device for their shared memory, and for clusters.
 SHAPES = (16, 4, 32), (16, 1, 20000)
 
 
