@@ -168,8 +168,8 @@ Status launch(Stream stream, const Grid& grid, void (*kernel)(P...), Q&&... argu
   if (grid.blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
   Launch prepared(grid, kernel);
   prepared.config.stream = stream;
-  const Status status = cudaLaunchKernelEx(&prepared.config, kernel, P(arguments)...);
-  return status == cudaSuccess ? cudaGetLastError() : status;
+  // Not cudaGetLastError, which is also that of an earlier call, reported before or of no concern.
+  return cudaLaunchKernelEx(&prepared.config, kernel, P(arguments)...);
 }
 
 // Makes the driver load these kernels onto the current device now rather than at first launch.
