@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -34,11 +35,30 @@ Reference = Callable[..., Sequence[Any]]
 # number of devices over which the call may be partitioned.
 Kernel = Callable[..., Sequence[Any]]
 
+
+class Shortcut(NamedTuple):
+    """A cheaper reference, for a CPU, where `applies(*operands, **params)` is true.
+
+    It is chosen at run time, which costs a GPU a wait for the host, and devices that share the
+    operands an exchange.
+    """
+
+    applies: Callable[..., Any]
+    reference: Reference
+
+
 _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 _with_kernel: dict[Primitive, Callable[[str], None]] = {}
 
 
-def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | None = None):
+def define(
+    name: str,
+    reference: Reference,
+    *,
+    operation: str,
+    kernel: Kernel | None = None,
+    shortcut: Shortcut | None = None,
+):
     """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen."""
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -56,6 +76,10 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
 
     lower_reference = mlir.lower_fun(reference, multiple_results=True)
+    lower_on_cpu = lower_reference
+    if shortcut is not None:
+        chosen = functools.partial(_by_shortcut, shortcut, reference)
+        lower_on_cpu = mlir.lower_fun(chosen, multiple_results=True)
 
     def lower(ctx, *operands, implementation, **params):
         if implementation == "cuda" and kernel is not None:
@@ -63,7 +87,10 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
                 f"{operation}: implementation='cuda' cannot run on "
                 f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
             )
-        return lower_reference(ctx, *operands, **params)
+        if _compat.lowering_platforms(ctx) != ("cpu",) or _compat.partition_devices(ctx) > 1:
+            return lower_reference(ctx, *operands, **params)
+        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
+            return lower_on_cpu(_compat.bare_context(ctx), *operands, **params)
 
     mlir.register_lowering(primitive, lower)
     if kernel is not None:
@@ -72,6 +99,15 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
         )
         _with_kernel[primitive]("cuda")
     return primitive
+
+
+def _by_shortcut(shortcut: Shortcut, reference: Reference, *operands: Any, **params: Any):
+    return lax.cond(
+        shortcut.applies(*operands, **params),
+        functools.partial(shortcut.reference, **params),
+        functools.partial(reference, **params),
+        *operands,
+    )
 
 
 def _register_kernel(

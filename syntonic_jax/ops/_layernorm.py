@@ -2,71 +2,109 @@
 
 Rows are [*G, *R, width], means [*G, *R] and parameters [*G, width], G being the group dimensions
 (_rows.py). Parameters and statistics are in the accumulation type, and so are all results.
-`scale` and `bias` are sequences of one parameter, or of none.
+`scale` and `bias` are sequences of one parameter, or of none. The mean is a sum of two numbers,
+mean + low: beside a small deviation the rounding of a large mean would show. The derivative of the
+mean is that of the first; the second has none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from ._numerics import widen
+from ._numerics import settled, widen
 
 
 def layernorm(
-    z: Any, scale: Sequence[Any], bias: Sequence[Any], epsilon, scale_factor, groups: int
-) -> tuple[Any, Any, Any]:
-    """y, the mean and 1 / √(var + ε)."""
+    z: Any,
+    scale: Sequence[Any],
+    bias: Sequence[Any],
+    epsilon: float,
+    scale_factor: float,
+    groups: int,
+    *,
+    dtype: Any,
+    ordinary: bool = False,
+) -> tuple[Any, Any, Any, Any]:
+    """y, the mean in two numbers, and the deviation √(var + ε) of rows z, numbers of type `dtype`.
+
+    `ordinary` promises that no square of z leaves the range of its type (`is_ordinary`), and that
+    this is a computation of its own.
+    """
     z = widen(z)
-    mean, var = _statistics(z)
-    rstd = lax.rsqrt(var + epsilon)
-    y = (z - mean[..., None]) * rstd[..., None]
-    if scale or scale_factor != 1:
-        y = y * _slope(scale, z, groups, scale_factor)
-    for b in bias:
-        y = y + _to_rows(b, z, groups)
-    return y, mean, rstd
+    # Rows are first divided by about their largest number, so that no square leaves the range. A
+    # power of two does so without rounding.
+    unit = None if ordinary or dtype == jnp.float16 else _unit(z, epsilon)
+    if unit is not None:
+        z = z * unit
+        epsilon = epsilon * unit * unit
+    mean = z.mean(-1, keepdims=True)
+    mean = mean if ordinary else settled(mean)
+    deviations = z - mean
+    # What rounding left in the mean shows where it is far above the deviation.
+    low = deviations.mean(-1, keepdims=True)
+    var = jnp.maximum(jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low), 0)
+    y = _affine((deviations - low) * lax.rsqrt(var + epsilon), scale, bias, scale_factor, groups)
+    deviation = jnp.sqrt(var + epsilon)
+    if unit is not None:
+        mean, low, deviation = (v / unit for v in (mean, low, deviation))
+    return y, mean[..., 0], low[..., 0], deviation[..., 0]
+
+
+def is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
+    """Whether no row is large enough, or small enough, for its squares to leave the range."""
+    if dtype == jnp.float16:
+        return jnp.bool_(True)
+    z = widen(z)
+    squares = jnp.square(z).sum(-1)
+    exponent = jnp.finfo(z.dtype).maxexp * 3 // 4
+    ordinary = squares.sum() < 2.0**exponent
+    if epsilon < 2.0**-exponent:  # what underflows beside a larger ε is nothing
+        ordinary &= (squares > 2.0 ** -(exponent // 3)).all()
+    return ordinary
 
 
 def layernorm_jvp(
-    z, mean, rstd, scale, dz, d_scale, d_bias, scale_factor, groups
+    z, mean, low, deviation, scale, dz, d_scale, d_bias, scale_factor, groups
 ) -> tuple[Any, Any, Any]:
-    """The tangents of y, mean and rstd; those of the parameters may be None."""
-    x_hat = _normalised(z, mean, rstd)
-    d_mean = dz.mean(-1)
-    along = rstd * (x_hat * dz).mean(-1)  # -d_rstd / rstd
-    dy = (dz - d_mean[..., None]) * rstd[..., None] - x_hat * along[..., None]
-    dy = dy * _slope(scale, z, groups, scale_factor)
+    """The tangents of y, mean and deviation; those of the parameters may be None."""
+    unit, *line = _normaliser(mean, low, deviation)
+    x_hat = _normalised(z, unit, *line)
+    d_mean, d_deviation = dz.mean(-1), (x_hat * dz).mean(-1)
+    dx_hat = (dz - d_mean[..., None]) - x_hat * d_deviation[..., None]
+    dy = _affine(dx_hat * unit * line[-1], scale, (), scale_factor, groups)
     if d_scale is not None:
         dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
     if d_bias is not None:
         dy = dy + _to_rows(d_bias, z, groups)
-    return dy, d_mean, -rstd * along
+    return dy, d_mean, d_deviation
 
 
 def layernorm_vjp(
-    z, mean, rstd, scale, ct_y, ct_mean, ct_rstd, scale_factor, groups
+    z, mean, low, deviation, scale, ct_y, ct_mean, ct_deviation, scale_factor, groups
 ) -> tuple[Any, Any, Any]:
     """The cotangents of z, scale and bias; those of the results may be None."""
-    x_hat = _normalised(z, mean, rstd)
+    unit, *line = _normaliser(mean, low, deviation)
+    x_hat = _normalised(z, unit, *line)
     width = z.shape[-1]
     over_rows = tuple(range(groups, z.ndim - 1))
     dz = jnp.zeros_like(x_hat)
     d_scale = d_bias = None
     if ct_y is not None:
         ct_y = ct_y.astype(x_hat.dtype)
-        w = ct_y * _slope(scale, z, groups, scale_factor)
+        w = _affine(ct_y, scale, (), scale_factor, groups)
         across = w.mean(-1, keepdims=True) + x_hat * (w * x_hat).mean(-1, keepdims=True)
-        dz = rstd[..., None] * (w - across)
+        dz = (w - across) * unit * line[-1]
         d_scale = (ct_y * x_hat).sum(over_rows) * scale_factor
         d_bias = ct_y.sum(over_rows)
     if ct_mean is not None:
         dz = dz + (ct_mean / width)[..., None]
-    if ct_rstd is not None:
-        dz = dz - x_hat * (ct_rstd * jnp.square(rstd) / width)[..., None]
+    if ct_deviation is not None:
+        dz = dz + x_hat * (ct_deviation / width)[..., None]
     return dz, d_scale, d_bias
 
 
@@ -90,22 +128,37 @@ def _to_rows(parameter: Any, like: Any, groups: int) -> Any:
     return parameter.reshape(lead + (1,) * (like.ndim - groups - 1) + width)
 
 
-def _statistics(z: Any) -> tuple[Any, Any]:
-    """Mean and centred second moment over the last axis, by the corrected two-pass algorithm.
+def _affine(x_hat: Any, scale: Sequence[Any], bias: Sequence[Any], scale_factor, groups) -> Any:
+    """scale · √t · x̂ + bias. √t comes first: scale · √t may be beyond the range."""
+    y = x_hat if scale_factor == 1 else x_hat * scale_factor
+    for parameter in scale:
+        y = y * _to_rows(parameter, x_hat, groups)
+    for parameter in bias:
+        y = y + _to_rows(parameter, x_hat, groups)
+    return y
 
-    The mean of the differences takes out what rounding left in the first mean, so that rows with
-    a mean far above their deviation come out right.
+
+def _unit(z: Any, epsilon: float) -> Any:
+    """A power of two for each row, near the inverse of its largest number or of √ε."""
+    info = jnp.finfo(z.dtype)
+    largest = jnp.max(jnp.abs(z), -1, keepdims=True, initial=math.sqrt(epsilon))
+    largest = jnp.clip(largest, 4 * float(info.tiny), float(info.max) / 4)
+    return 1 / lax.reduce_precision(largest, info.nexp, 0)
+
+
+def _normaliser(mean: Any, low: Any, deviation: Any) -> tuple[Any, ...]:
+    """unit, mean, low and 1 / deviation for rows that are multiplied by `unit` first.
+
+    It is a power of two: 1, but where 1 / deviation would be near the ends of the range.
     """
-    mean = z.mean(-1, keepdims=True)
-    shift = (z - mean).mean(-1, keepdims=True)
-    mean = mean + shift
-    return mean[..., 0], jnp.square(z - mean).mean(-1)
+    exponent = jnp.finfo(deviation.dtype).maxexp
+    far = 2.0 ** (exponent * 3 // 4)
+    unit = jnp.where(deviation > far, 2.0 ** -(exponent // 2), 1.0)
+    unit = jnp.where(deviation < 1 / far, 2.0 ** (exponent // 2), unit).astype(deviation.dtype)
+    found = unit, mean * unit, low * unit, 1 / (deviation * unit)
+    return tuple(v[..., None] for v in found)
 
 
-def _normalised(z: Any, mean: Any, rstd: Any) -> Any:
-    return (widen(z) - mean[..., None]) * rstd[..., None]
-
-
-def _slope(scale: Sequence[Any], like: Any, groups: int, scale_factor: float) -> Any:
-    """∂y/∂x̂: scale · √t, or √t where there is no scale."""
-    return _to_rows(scale[0], like, groups) * scale_factor if scale else scale_factor
+def _normalised(z: Any, unit: Any, mean: Any, low: Any, rstd: Any) -> Any:
+    """x̂ of rows, by what `_normaliser` returned."""
+    return ((widen(z) * unit - mean) - low) * rstd

@@ -15,10 +15,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from .._partition import Value, row_call
-from .._primitive import bind, define, forward_mode, is_zero, transposes
+from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes, zero_like
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode
-from ._layernorm import layernorm, layernorm_jvp, layernorm_vjp, scratch_size
+from ._layernorm import is_ordinary, layernorm, layernorm_jvp, layernorm_vjp, scratch_size
 from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -124,33 +124,41 @@ def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, im
 
 
 def _reference(
-    x, *parameters, has_scale, has_bias, epsilon, scale_factor, dtype, residuals, groups
-):
+    x, *parameters, has_scale, has_bias, epsilon, scale_factor, dtype, residuals, groups,
+    ordinary=False,
+):  # fmt: skip
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, mean, rstd = layernorm(x, scale, bias, epsilon, scale_factor, groups)
-    return (y.astype(dtype), mean, rstd) if residuals else (y.astype(dtype),)
+    y, *statistics = layernorm(
+        x, scale, bias, epsilon, scale_factor, groups, dtype=x.dtype, ordinary=ordinary
+    )
+    return (y.astype(dtype), *statistics) if residuals else (y.astype(dtype),)
+
+
+def _is_ordinary(x, *_, epsilon, **__):
+    return is_ordinary(x, epsilon, x.dtype)
 
 
 def _tangent_reference(
-    x, mean, rstd, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
+    x, mean, low, deviation, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
     dx, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
     dx = jnp.zeros_like(widen(x)) if dx is None else widen(dx)
-    dy, d_mean, d_rstd = layernorm_jvp(
-        x, mean, rstd, scale, dx, d_scale, d_bias, scale_factor, groups
+    dy, d_mean, d_deviation = layernorm_jvp(
+        x, mean, low, deviation, scale, dx, d_scale, d_bias, scale_factor, groups
     )
-    return tuple(r for r, wanted in zip((dy.astype(dtype), d_mean, d_rstd), outputs) if wanted)
+    results = (dy.astype(dtype), d_mean, d_deviation)
+    return tuple(r for r, wanted in zip(results, outputs) if wanted)
 
 
 def _cotangent_reference(
-    x, mean, rstd, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
+    x, mean, low, deviation, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
     del dtype
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_mean, ct_rstd = [next(cotangents) if o else None for o in outputs]
+    ct_y, ct_mean, ct_deviation = [next(cotangents) if o else None for o in outputs]
     dx, d_scale, d_bias = layernorm_vjp(
-        x, mean, rstd, scale, ct_y, ct_mean, ct_rstd, scale_factor, groups
+        x, mean, low, deviation, scale, ct_y, ct_mean, ct_deviation, scale_factor, groups
     )
     return tuple(r for r, i in zip((dx.astype(x.dtype), d_scale, d_bias), inputs) if i)
 
@@ -166,7 +174,7 @@ def _kernel(x, *parameters, devices, **params):
         "syntonic_golden_layer_norm",
         [Value("row", x)] + [Value("parameter", p) for p in parameters],
         [Value("row", dtype=params["dtype"])]
-        + [Value("vector", dtype=accumulation)] * (2 * params["residuals"]),
+        + [Value("vector", dtype=accumulation)] * (3 * params["residuals"]),
         groups=params["groups"],
         devices=devices,
         epsilon=params["epsilon"],
@@ -176,11 +184,11 @@ def _kernel(x, *parameters, devices, **params):
     )
 
 
-def _cotangent_kernel(x, mean, rstd, *operands, devices, **params):
+def _cotangent_kernel(x, mean, low, deviation, *operands, devices, **params):
     inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
     # Cotangents of the statistics come only with second derivatives.
     if x.size == 0 or outputs != (True, False, False):
-        return _cotangent_reference(x, mean, rstd, *operands, **params)
+        return _cotangent_reference(x, mean, low, deviation, *operands, **params)
     accumulation = accumulation_dtype(x.dtype)
     sums = sum(inputs[1:])
     results = [Value("row", dtype=x.dtype)] * inputs[0]
@@ -189,7 +197,8 @@ def _cotangent_kernel(x, mean, rstd, *operands, devices, **params):
         results.append(Value("scratch", dtype=accumulation, size=scratch_size(x) * sums))
     return row_call(
         "syntonic_golden_layer_norm_cotangent",
-        [Value("row", x), Value("vector", mean), Value("vector", rstd)]
+        [Value("row", x)]
+        + [Value("vector", v) for v in (mean, low, deviation)]
         + [Value("parameter", p) for p in operands[:has_scale]]
         + [Value("row", operands[has_scale])],
         results,
@@ -202,7 +211,11 @@ def _cotangent_kernel(x, mean, rstd, *operands, devices, **params):
 
 
 golden_layer_norm_p = define(
-    "golden_layer_norm", _reference, operation="golden_layer_norm", kernel=_kernel
+    "golden_layer_norm",
+    _reference,
+    operation="golden_layer_norm",
+    kernel=_kernel,
+    shortcut=Shortcut(_is_ordinary, functools.partial(_reference, ordinary=True)),
 )
 golden_layer_norm_tangent_p = define(
     "golden_layer_norm_tangent", _tangent_reference, operation="golden_layer_norm"
@@ -218,7 +231,7 @@ golden_layer_norm_cotangent_p = define(
 
 
 def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
-    y, mean, rstd = bind(
+    y, mean, low, deviation = bind(
         golden_layer_norm_p,
         *primals,
         has_bias=has_bias,
@@ -226,19 +239,21 @@ def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
         residuals=True,
         **params,
     )
-    count = 3 if residuals else 1
     has_scale = params["has_scale"]
     present = iter([not is_zero(t) for t in tangents])
-    results = bind(
+    dy, *others = bind(
         golden_layer_norm_tangent_p,
-        *(primals[0], mean, rstd),
+        *(primals[0], mean, low, deviation),
         *primals[1 : 1 + has_scale],
         *(t for t in tangents if not is_zero(t)),
         inputs=tuple(exists and next(present) for exists in (True, has_scale, has_bias)),
-        outputs=tuple(i < count for i in range(3)),
+        outputs=(True, residuals, residuals),
         **params,
     )
-    return [y, mean, rstd][:count], results
+    if not residuals:
+        return [y], [dy]
+    d_mean, d_deviation = others
+    return [y, mean, low, deviation], [dy, d_mean, zero_like(low), d_deviation]
 
 
 _INPUT_KINDS = ("row", "parameter", "parameter")
@@ -246,16 +261,16 @@ _OUTPUT_KINDS = ("row", "vector", "vector")
 
 
 def _kinds(*, has_scale, has_bias, **_):
-    return ["row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
+    return ["row"] + ["parameter"] * (has_scale + has_bias), ["row"] + ["vector"] * 3
 
 
 def _tangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
     return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
 
 
 def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
     return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
 
 

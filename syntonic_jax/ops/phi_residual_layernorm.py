@@ -13,10 +13,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from .._partition import Value, row_call
-from .._primitive import bind, define, forward_mode, is_zero, transposes
+from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes, zero_like
 from .._rows import batch_rows, masked
 from ..modes import PhiResidualMode, check_mode
-from ._layernorm import layernorm, layernorm_jvp, layernorm_vjp, scratch_size
+from ._layernorm import is_ordinary, layernorm, layernorm_jvp, layernorm_vjp, scratch_size
 from ._numerics import accumulation_dtype, round_to, widen
 from .phi_residual import branch_scales, golden_sum
 
@@ -131,38 +131,47 @@ def _phi_residual_layernorm(
 
 def _reference(
     identity, residual, *parameters, has_scale, has_bias, mode, epsilon, scale_factor, dtype,
-    return_sum, residuals, groups,
+    return_sum, residuals, groups, ordinary=False,
 ):  # fmt: skip
     z = round_to(golden_sum(identity, residual, mode), identity.dtype)
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, mean, rstd = layernorm(z, scale, bias, epsilon, scale_factor, groups)
-    results = (y.astype(dtype), z.astype(identity.dtype), mean, rstd)
+    y, *statistics = layernorm(
+        z, scale, bias, epsilon, scale_factor, groups, dtype=identity.dtype, ordinary=ordinary
+    )
+    results = (y.astype(dtype), z.astype(identity.dtype), *statistics)
     return results if residuals else results[: 1 + return_sum]
 
 
+def _is_ordinary(identity, residual, *_, mode, epsilon, **__):
+    z = golden_sum(identity, residual, mode)
+    return is_ordinary(z, epsilon, identity.dtype)
+
+
 def _tangent_reference(
-    z, mean, rstd, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
-):
+    z, mean, low, deviation, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
+    outputs,
+):  # fmt: skip
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
     d_identity, d_residual, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
     dz = jnp.zeros_like(widen(z))
     for d, coefficient in zip((d_identity, d_residual), branch_scales(mode)):
         if d is not None:
             dz = dz + coefficient * widen(d)
-    dy, d_mean, d_rstd = layernorm_jvp(
-        z, mean, rstd, scale, dz, d_scale, d_bias, scale_factor, groups
+    dy, d_mean, d_deviation = layernorm_jvp(
+        z, mean, low, deviation, scale, dz, d_scale, d_bias, scale_factor, groups
     )
-    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, d_rstd)
+    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, d_deviation)
     return tuple(r for r, wanted in zip(results, outputs) if wanted)
 
 
 def _cotangent_reference(
-    z, mean, rstd, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
-):
+    z, mean, low, deviation, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
+    outputs,
+):  # fmt: skip
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_z, ct_mean, ct_rstd = [next(cotangents) if o else None for o in outputs]
+    ct_y, ct_z, ct_mean, ct_deviation = [next(cotangents) if o else None for o in outputs]
     dz, d_scale, d_bias = layernorm_vjp(
-        z, mean, rstd, scale, ct_y, ct_mean, ct_rstd, scale_factor, groups
+        z, mean, low, deviation, scale, ct_y, ct_mean, ct_deviation, scale_factor, groups
     )
     if ct_z is not None:
         dz = dz + widen(ct_z)
@@ -181,7 +190,7 @@ def _kernel(identity, residual, *parameters, devices, **params):
     keep_sum = params["return_sum"] or params["residuals"]
     results = [Value("row", dtype=params["dtype"])]
     results += [Value("row", dtype=identity.dtype)] * keep_sum
-    results += [Value("vector", dtype=accumulation)] * (2 * params["residuals"])
+    results += [Value("vector", dtype=accumulation)] * (3 * params["residuals"])
     return row_call(
         "syntonic_phi_residual_layernorm",
         [Value("row", identity), Value("row", residual)]
@@ -198,12 +207,12 @@ def _kernel(identity, residual, *parameters, devices, **params):
     )
 
 
-def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
+def _cotangent_kernel(z, mean, low, deviation, *operands, devices, **params):
     inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
     # The kernel is for what a training step asks. Without a cotangent of y nothing is reduced;
     # cotangents of the statistics come only with second derivatives.
     if z.size == 0 or not outputs[0] or any(outputs[2:]):
-        return _cotangent_reference(z, mean, rstd, *operands, **params)
+        return _cotangent_reference(z, mean, low, deviation, *operands, **params)
     identity_scale, residual_scale = branch_scales(params["mode"])
     shared = identity_scale == residual_scale and inputs[0] and inputs[1]
     wanted = (inputs[0], inputs[1] and not shared, *inputs[2:])  # one buffer serves both
@@ -215,7 +224,8 @@ def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
     scale, cotangents = operands[:has_scale], operands[has_scale:]
     out = row_call(
         "syntonic_phi_residual_layernorm_cotangent",
-        [Value("row", z), Value("vector", mean), Value("vector", rstd)]
+        [Value("row", z)]
+        + [Value("vector", v) for v in (mean, low, deviation)]
         + [Value("parameter", p) for p in scale]
         + [Value("row", ct) for ct in cotangents],
         results,
@@ -231,7 +241,11 @@ def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
 
 
 phi_residual_layernorm_p = define(
-    "phi_residual_layernorm", _reference, operation="phi_residual_layernorm", kernel=_kernel
+    "phi_residual_layernorm",
+    _reference,
+    operation="phi_residual_layernorm",
+    kernel=_kernel,
+    shortcut=Shortcut(_is_ordinary, functools.partial(_reference, ordinary=True)),
 )
 phi_residual_layernorm_tangent_p = define(
     "phi_residual_layernorm_tangent", _tangent_reference, operation="phi_residual_layernorm"
@@ -247,7 +261,7 @@ phi_residual_layernorm_cotangent_p = define(
 
 
 def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **params):
-    y, z, mean, rstd = bind(
+    y, z, mean, low, deviation = bind(
         phi_residual_layernorm_p,
         *primals,
         has_bias=has_bias,
@@ -256,20 +270,23 @@ def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **param
         residuals=True,
         **params,
     )
-    count = 4 if residuals else 1 + return_sum
     has_scale = params["has_scale"]
     present = iter([not is_zero(t) for t in tangents])
     exists = (True, True, has_scale, has_bias)
-    results = bind(
+    tangents = bind(
         phi_residual_layernorm_tangent_p,
-        *(z, mean, rstd),
+        *(z, mean, low, deviation),
         *primals[2 : 2 + has_scale],
         *(t for t in tangents if not is_zero(t)),
         inputs=tuple(e and next(present) for e in exists),
-        outputs=tuple(i < count for i in range(4)),
+        outputs=(True, return_sum or residuals, residuals, residuals),
         **params,
     )
-    return [y, z, mean, rstd][:count], results
+    if not residuals:
+        return [y, z][: 1 + return_sum], tangents
+    dy, dz, d_mean, d_deviation = tangents
+    results = [y, z, mean, low, deviation]
+    return results, [dy, dz, d_mean, zero_like(low), d_deviation]
 
 
 _INPUT_KINDS = ("row", "row", "parameter", "parameter")
@@ -277,16 +294,17 @@ _OUTPUT_KINDS = ("row", "row", "vector", "vector")
 
 
 def _kinds(*, has_scale, has_bias, **_):
-    return ["row", "row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
+    results = ["row", "row", "vector", "vector", "vector"]
+    return ["row", "row"] + ["parameter"] * (has_scale + has_bias), results
 
 
 def _tangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
     return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
 
 
 def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
     return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
 
 
