@@ -2,9 +2,11 @@
 
 Rows are [*G, *R, width], means [*G, *R] and parameters [*G, width], G being the group dimensions
 (_rows.py). Parameters and statistics are in the accumulation type, and so are all results.
-`scale` and `bias` are sequences of one parameter, or of none. The mean is a sum of two numbers,
-mean + low: beside a small deviation the rounding of a large mean would show. The derivative of the
-mean is that of the first; the second has none.
+`scale` and `bias` are sequences of one parameter, or of none.
+
+Of a row is kept its mean in two numbers, mean + low, because the rounding of a large mean would show
+beside a small deviation, and inverse = 4 / √(var + ε): without the 4 it would be subnormal where the
+deviation is near the largest number. The derivative of the mean is that of the first number.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from jax import lax
 
 from ._numerics import settled, widen
 
+INVERSE = 4.0
+
 
 def layernorm(
     z: Any,
@@ -30,7 +34,7 @@ def layernorm(
     dtype: Any,
     ordinary: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
-    """y, the mean in two numbers, and the deviation √(var + ε) of rows z, numbers of type `dtype`.
+    """y, mean, low and inverse of rows z, numbers of type `dtype`.
 
     `ordinary` promises that no square of z leaves the range of its type (`is_ordinary`), and that
     this is a computation of its own.
@@ -48,11 +52,12 @@ def layernorm(
     # What rounding left in the mean shows where it is far above the deviation.
     low = deviations.mean(-1, keepdims=True)
     var = jnp.maximum(jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low), 0)
-    y = _affine((deviations - low) * lax.rsqrt(var + epsilon), scale, bias, scale_factor, groups)
-    deviation = jnp.sqrt(var + epsilon)
+    rstd = lax.rsqrt(var + epsilon)
+    y = _affine((deviations - low) * rstd, scale, bias, scale_factor, groups)
+    inverse = INVERSE * rstd
     if unit is not None:
-        mean, low, deviation = (v / unit for v in (mean, low, deviation))
-    return y, mean[..., 0], low[..., 0], deviation[..., 0]
+        mean, low, inverse = mean / unit, low / unit, inverse * unit
+    return y, mean[..., 0], low[..., 0], inverse[..., 0]
 
 
 def is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
@@ -69,10 +74,10 @@ def is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
 
 
 def layernorm_jvp(
-    z, mean, low, deviation, scale, dz, d_scale, d_bias, scale_factor, groups
+    z, mean, low, inverse, scale, dz, d_scale, d_bias, scale_factor, groups
 ) -> tuple[Any, Any, Any]:
-    """The tangents of y, mean and deviation; those of the parameters may be None."""
-    unit, *line = _normaliser(mean, low, deviation)
+    """The tangents of y, mean and inverse; those of the parameters may be None."""
+    unit, *line = _normaliser(mean, low, inverse)
     x_hat = _normalised(z, unit, *line)
     d_mean, d_deviation = dz.mean(-1), (x_hat * dz).mean(-1)
     dx_hat = (dz - d_mean[..., None]) - x_hat * d_deviation[..., None]
@@ -81,14 +86,14 @@ def layernorm_jvp(
         dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
     if d_bias is not None:
         dy = dy + _to_rows(d_bias, z, groups)
-    return dy, d_mean, d_deviation
+    return dy, d_mean, -jnp.square(inverse) / INVERSE * d_deviation
 
 
 def layernorm_vjp(
-    z, mean, low, deviation, scale, ct_y, ct_mean, ct_deviation, scale_factor, groups
+    z, mean, low, inverse, scale, ct_y, ct_mean, ct_inverse, scale_factor, groups
 ) -> tuple[Any, Any, Any]:
     """The cotangents of z, scale and bias; those of the results may be None."""
-    unit, *line = _normaliser(mean, low, deviation)
+    unit, *line = _normaliser(mean, low, inverse)
     x_hat = _normalised(z, unit, *line)
     width = z.shape[-1]
     over_rows = tuple(range(groups, z.ndim - 1))
@@ -103,7 +108,8 @@ def layernorm_vjp(
         d_bias = ct_y.sum(over_rows)
     if ct_mean is not None:
         dz = dz + (ct_mean / width)[..., None]
-    if ct_deviation is not None:
+    if ct_inverse is not None:
+        ct_deviation = -jnp.square(inverse) / INVERSE * ct_inverse
         dz = dz + x_hat * (ct_deviation / width)[..., None]
     return dz, d_scale, d_bias
 
@@ -146,16 +152,16 @@ def _unit(z: Any, epsilon: float) -> Any:
     return 1 / lax.reduce_precision(largest, info.nexp, 0)
 
 
-def _normaliser(mean: Any, low: Any, deviation: Any) -> tuple[Any, ...]:
+def _normaliser(mean: Any, low: Any, inverse: Any) -> tuple[Any, ...]:
     """unit, mean, low and 1 / deviation for rows that are multiplied by `unit` first.
 
-    It is a power of two: 1, but where 1 / deviation would be near the ends of the range.
+    It is a power of two: 1, but where 1 / deviation comes near the ends of the range.
     """
-    exponent = jnp.finfo(deviation.dtype).maxexp
-    far = 2.0 ** (exponent * 3 // 4)
-    unit = jnp.where(deviation > far, 2.0 ** -(exponent // 2), 1.0)
-    unit = jnp.where(deviation < 1 / far, 2.0 ** (exponent // 2), unit).astype(deviation.dtype)
-    found = unit, mean * unit, low * unit, 1 / (deviation * unit)
+    exponent = jnp.finfo(inverse.dtype).maxexp
+    far, step = 2.0 ** (exponent * 3 // 4), 2.0 ** (exponent // 2)
+    unit = jnp.where(inverse < 1 / far, 1 / step, jnp.where(inverse > far, step, 1.0))
+    unit = unit.astype(inverse.dtype)
+    found = unit, mean * unit, low * unit, inverse * (1 / INVERSE / unit)
     return tuple(v[..., None] for v in found)
 
 

@@ -139,26 +139,26 @@ def _is_ordinary(x, *_, epsilon, **__):
 
 
 def _tangent_reference(
-    x, mean, low, deviation, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
+    x, mean, low, inverse, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
     dx, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
     dx = jnp.zeros_like(widen(x)) if dx is None else widen(dx)
-    dy, d_mean, d_deviation = layernorm_jvp(
-        x, mean, low, deviation, scale, dx, d_scale, d_bias, scale_factor, groups
+    dy, d_mean, d_inverse = layernorm_jvp(
+        x, mean, low, inverse, scale, dx, d_scale, d_bias, scale_factor, groups
     )
-    results = (dy.astype(dtype), d_mean, d_deviation)
+    results = (dy.astype(dtype), d_mean, d_inverse)
     return tuple(r for r, wanted in zip(results, outputs) if wanted)
 
 
 def _cotangent_reference(
-    x, mean, low, deviation, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
+    x, mean, low, inverse, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
     del dtype
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_mean, ct_deviation = [next(cotangents) if o else None for o in outputs]
+    ct_y, ct_mean, ct_inverse = [next(cotangents) if o else None for o in outputs]
     dx, d_scale, d_bias = layernorm_vjp(
-        x, mean, low, deviation, scale, ct_y, ct_mean, ct_deviation, scale_factor, groups
+        x, mean, low, inverse, scale, ct_y, ct_mean, ct_inverse, scale_factor, groups
     )
     return tuple(r for r, i in zip((dx.astype(x.dtype), d_scale, d_bias), inputs) if i)
 
@@ -184,11 +184,11 @@ def _kernel(x, *parameters, devices, **params):
     )
 
 
-def _cotangent_kernel(x, mean, low, deviation, *operands, devices, **params):
+def _cotangent_kernel(x, mean, low, inverse, *operands, devices, **params):
     inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
     # Cotangents of the statistics come only with second derivatives.
     if x.size == 0 or outputs != (True, False, False):
-        return _cotangent_reference(x, mean, low, deviation, *operands, **params)
+        return _cotangent_reference(x, mean, low, inverse, *operands, **params)
     accumulation = accumulation_dtype(x.dtype)
     sums = sum(inputs[1:])
     results = [Value("row", dtype=x.dtype)] * inputs[0]
@@ -198,7 +198,7 @@ def _cotangent_kernel(x, mean, low, deviation, *operands, devices, **params):
     return row_call(
         "syntonic_golden_layer_norm_cotangent",
         [Value("row", x)]
-        + [Value("vector", v) for v in (mean, low, deviation)]
+        + [Value("vector", v) for v in (mean, low, inverse)]
         + [Value("parameter", p) for p in operands[:has_scale]]
         + [Value("row", operands[has_scale])],
         results,
@@ -231,7 +231,7 @@ golden_layer_norm_cotangent_p = define(
 
 
 def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
-    y, mean, low, deviation = bind(
+    y, mean, low, inverse = bind(
         golden_layer_norm_p,
         *primals,
         has_bias=has_bias,
@@ -243,7 +243,7 @@ def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
     present = iter([not is_zero(t) for t in tangents])
     dy, *others = bind(
         golden_layer_norm_tangent_p,
-        *(primals[0], mean, low, deviation),
+        *(primals[0], mean, low, inverse),
         *primals[1 : 1 + has_scale],
         *(t for t in tangents if not is_zero(t)),
         inputs=tuple(exists and next(present) for exists in (True, has_scale, has_bias)),
@@ -252,8 +252,8 @@ def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
     )
     if not residuals:
         return [y], [dy]
-    d_mean, d_deviation = others
-    return [y, mean, low, deviation], [dy, d_mean, zero_like(low), d_deviation]
+    d_mean, d_inverse = others
+    return [y, mean, low, inverse], [dy, d_mean, zero_like(low), d_inverse]
 
 
 _INPUT_KINDS = ("row", "parameter", "parameter")

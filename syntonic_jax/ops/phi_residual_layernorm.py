@@ -148,7 +148,7 @@ def _is_ordinary(identity, residual, *_, mode, epsilon, **__):
 
 
 def _tangent_reference(
-    z, mean, low, deviation, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
+    z, mean, low, inverse, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
     outputs,
 ):  # fmt: skip
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
@@ -157,21 +157,21 @@ def _tangent_reference(
     for d, coefficient in zip((d_identity, d_residual), branch_scales(mode)):
         if d is not None:
             dz = dz + coefficient * widen(d)
-    dy, d_mean, d_deviation = layernorm_jvp(
-        z, mean, low, deviation, scale, dz, d_scale, d_bias, scale_factor, groups
+    dy, d_mean, d_inverse = layernorm_jvp(
+        z, mean, low, inverse, scale, dz, d_scale, d_bias, scale_factor, groups
     )
-    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, d_deviation)
+    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, d_inverse)
     return tuple(r for r, wanted in zip(results, outputs) if wanted)
 
 
 def _cotangent_reference(
-    z, mean, low, deviation, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
+    z, mean, low, inverse, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
     outputs,
 ):  # fmt: skip
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_z, ct_mean, ct_deviation = [next(cotangents) if o else None for o in outputs]
+    ct_y, ct_z, ct_mean, ct_inverse = [next(cotangents) if o else None for o in outputs]
     dz, d_scale, d_bias = layernorm_vjp(
-        z, mean, low, deviation, scale, ct_y, ct_mean, ct_deviation, scale_factor, groups
+        z, mean, low, inverse, scale, ct_y, ct_mean, ct_inverse, scale_factor, groups
     )
     if ct_z is not None:
         dz = dz + widen(ct_z)
@@ -207,12 +207,12 @@ def _kernel(identity, residual, *parameters, devices, **params):
     )
 
 
-def _cotangent_kernel(z, mean, low, deviation, *operands, devices, **params):
+def _cotangent_kernel(z, mean, low, inverse, *operands, devices, **params):
     inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
     # The kernel is for what a training step asks. Without a cotangent of y nothing is reduced;
     # cotangents of the statistics come only with second derivatives.
     if z.size == 0 or not outputs[0] or any(outputs[2:]):
-        return _cotangent_reference(z, mean, low, deviation, *operands, **params)
+        return _cotangent_reference(z, mean, low, inverse, *operands, **params)
     identity_scale, residual_scale = branch_scales(params["mode"])
     shared = identity_scale == residual_scale and inputs[0] and inputs[1]
     wanted = (inputs[0], inputs[1] and not shared, *inputs[2:])  # one buffer serves both
@@ -225,7 +225,7 @@ def _cotangent_kernel(z, mean, low, deviation, *operands, devices, **params):
     out = row_call(
         "syntonic_phi_residual_layernorm_cotangent",
         [Value("row", z)]
-        + [Value("vector", v) for v in (mean, low, deviation)]
+        + [Value("vector", v) for v in (mean, low, inverse)]
         + [Value("parameter", p) for p in scale]
         + [Value("row", ct) for ct in cotangents],
         results,
@@ -261,7 +261,7 @@ phi_residual_layernorm_cotangent_p = define(
 
 
 def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **params):
-    y, z, mean, low, deviation = bind(
+    y, z, mean, low, inverse = bind(
         phi_residual_layernorm_p,
         *primals,
         has_bias=has_bias,
@@ -275,7 +275,7 @@ def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **param
     exists = (True, True, has_scale, has_bias)
     tangents = bind(
         phi_residual_layernorm_tangent_p,
-        *(z, mean, low, deviation),
+        *(z, mean, low, inverse),
         *primals[2 : 2 + has_scale],
         *(t for t in tangents if not is_zero(t)),
         inputs=tuple(e and next(present) for e in exists),
@@ -284,9 +284,9 @@ def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **param
     )
     if not residuals:
         return [y, z][: 1 + return_sum], tangents
-    dy, dz, d_mean, d_deviation = tangents
-    results = [y, z, mean, low, deviation]
-    return results, [dy, dz, d_mean, zero_like(low), d_deviation]
+    dy, dz, d_mean, d_inverse = tangents
+    results = [y, z, mean, low, inverse]
+    return results, [dy, dz, d_mean, zero_like(low), d_inverse]
 
 
 _INPUT_KINDS = ("row", "row", "parameter", "parameter")
