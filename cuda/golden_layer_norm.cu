@@ -11,7 +11,8 @@ Status golden_layer_norm(Stream stream, const GoldenLayerNorm& call) {
   same.bias = call.bias;
   same.y = call.y;
   same.mean = call.mean;
-  same.rstd = call.rstd;
+  same.low = call.low;
+  same.inverse = call.inverse;
   same.dtype = call.dtype;
   same.y_dtype = call.y_dtype;
   same.rows = call.rows;
@@ -25,7 +26,8 @@ Status golden_layer_norm_cotangent(Stream stream, const GoldenLayerNormCotangent
   PhiResidualLayernormCotangent same = {};
   same.z = call.x;
   same.mean = call.mean;
-  same.rstd = call.rstd;
+  same.low = call.low;
+  same.inverse = call.inverse;
   same.scale = call.scale;
   same.ct_y = call.ct_y;
   same.d_identity = call.d_x;

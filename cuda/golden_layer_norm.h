@@ -1,4 +1,4 @@
-// y = scale * scale_factor * (x - mean) * rstd + bias over rows of x.
+// y = scale * scale_factor * (x - mean) / sqrt(var + epsilon) + bias over rows of x.
 #pragma once
 
 #include "types.h"
@@ -11,8 +11,9 @@ struct GoldenLayerNorm {
   const void* scale;  // acc, one row per group; absent: 1
   const void* bias;   // acc, one row per group; absent: 0
   void* y;            // y_dtype, rows
-  void* mean;         // acc, one per row; optional, together with rstd
-  void* rstd;         // acc, one per row; 1 / sqrt(var + epsilon)
+  void* mean;         // acc, one per row; optional, together with low and inverse
+  void* low;          // acc, one per row; the mean is mean + low
+  void* inverse;      // acc, one per row; 4 / sqrt(var + epsilon)
   DType dtype;
   DType y_dtype;
   Rows rows;
@@ -25,7 +26,8 @@ Status golden_layer_norm(Stream stream, const GoldenLayerNorm& call);
 struct GoldenLayerNormCotangent {
   const void* x;         // dtype, rows
   const void* mean;      // acc, one per row
-  const void* rstd;      // acc, one per row
+  const void* low;       // acc, one per row
+  const void* inverse;   // acc, one per row
   const void* scale;     // acc, one row per group; absent: 1
   const void* ct_y;      // y_dtype, rows
   void* d_x;             // dtype, rows; optional

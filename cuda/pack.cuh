@@ -87,6 +87,14 @@ __device__ void unpack_again(Packed<T, N>& packed) {
 #endif
 }
 
+// The number itself, of which the compiler does not know that it has it already.
+__device__ inline int again(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // Rounds once, to nearest even.
 template <class T, class A>
 __device__ T narrow(A x) {

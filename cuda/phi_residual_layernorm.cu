@@ -1,5 +1,6 @@
 #include "phi_residual_layernorm.h"
 #include "row.cuh"
+#include "row_statistics.cuh"
 
 namespace syntonic {
 
@@ -20,7 +21,8 @@ struct Arguments {
         y{call.y, call.y_dtype},
         z(static_cast<T*>(call.z)),
         mean(static_cast<A*>(call.mean)),
-        rstd(static_cast<A*>(call.rstd)),
+        low(static_cast<A*>(call.low)),
+        inverse(static_cast<A*>(call.inverse)),
         rows(call.rows.total()),
         group_rows(call.rows.groups == 1 ? 0 : call.rows.count),
         width(call.rows.width),
@@ -29,7 +31,7 @@ struct Arguments {
         sum_scale(static_cast<A>(call.sum_scale)),
         residual_scale(static_cast<A>(call.residual_scale)),
         epsilon(static_cast<A>(call.epsilon)),
-        scale_factor(static_cast<A>(call.scale_factor)) {}
+        factor(static_cast<A>(call.scale_factor) / kInverse<A>) {}
 
   const T* identity;
   const T* residual;
@@ -38,7 +40,8 @@ struct Arguments {
   AnyArray y;
   T* z;
   A* mean;
-  A* rstd;
+  A* low;
+  A* inverse;
   int64_t rows;
   int64_t group_rows;  // 0: one group, no division needed
   int64_t width;
@@ -47,7 +50,7 @@ struct Arguments {
   A sum_scale;
   A residual_scale;
   A epsilon;
-  A scale_factor;
+  A factor;  // of inverse
 };
 
 template <class T>
@@ -55,29 +58,25 @@ using RowPack = Packed<T, kVector<T>>;
 
 // The residual sum, rounded to T: statistics and y are those of the rounded sum. Without a residual
 // the sum is identity.
-template <class T>
-__device__ RowPack<T> residual_sum(const Arguments<T>& a, const RowPack<T>& identity,
-                                   const RowPack<T>& residual) {
+template <class T, int N>
+__device__ Packed<T, N> residual_sum(const Arguments<T>& a, const Packed<T, N>& identity,
+                                     const Packed<T, N>& residual) {
   if (!a.residual) return identity;
-  Acc<T> i[kVector<T>], r[kVector<T>];
+  Acc<T> i[N], r[N];
   unpack(identity, i);
   unpack(residual, r);
 #pragma unroll
-  for (int e = 0; e < kVector<T>; ++e) i[e] = a.sum_scale * (i[e] + a.residual_scale * r[e]);
+  for (int e = 0; e < N; ++e) i[e] = a.sum_scale * (i[e] + a.residual_scale * r[e]);
   return pack<T>(i);
 }
 
 template <class T>
-__device__ Acc<T> reciprocal_deviation(const Arguments<T>& a, const Moments<Acc<T>>& moments) {
-  return Acc<T>(1) / sqrt(moments.variance() + a.epsilon);
-}
-
-template <class T>
-__device__ void store_statistics(const Arguments<T>& a, const Team& team, int64_t row, Acc<T> mean,
-                                 Acc<T> rstd) {
-  if (team.rank != 0 || row >= a.rows) return;
-  if (a.mean) a.mean[row] = mean;
-  if (a.rstd) a.rstd[row] = rstd;
+__device__ void store_statistics(const Arguments<T>& a, int64_t row,
+                                 const RowStatistics<Acc<T>>& found) {
+  if (!a.mean) return;
+  a.mean[row] = found.mean;
+  a.low[row] = found.low;
+  a.inverse[row] = found.inverse;
 }
 
 // Where the scale and bias of this row begin.
@@ -87,24 +86,22 @@ __device__ int64_t parameter_row(const Arguments<T>& a, int64_t row) {
 }
 
 // Of these elements; 1 without a scale.
-template <class T>
+template <class T, int N>
 __device__ void load_scale(const Arguments<T>& a, int64_t parameters, const Span& at, bool vector,
-                           Acc<T> (&scale)[kVector<T>]) {
+                           Acc<T> (&scale)[N]) {
   if (a.scale) return load_parameter(a.scale + parameters, at, vector, scale);
 #pragma unroll
-  for (int e = 0; e < kVector<T>; ++e) scale[e] = 1;
+  for (int e = 0; e < N; ++e) scale[e] = 1;
 }
 
-// `slope` is scale_factor * rstd.
-template <class T>
+template <class T, int N>
 __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t parameters,
-                                 const Span& at, bool vector, const RowPack<T>& z, Acc<T> mean,
-                                 Acc<T> slope, const Acc<T> (&scale)[kVector<T>]) {
-  constexpr int N = kVector<T>;
+                                 const Span& at, bool vector, const Packed<T, N>& z,
+                                 const Normaliser<Acc<T>>& normal, const Acc<T> (&scale)[N]) {
   Acc<T> y[N], bias[N];
   unpack(z, y);
 #pragma unroll
-  for (int e = 0; e < N; ++e) y[e] = (y[e] - mean) * slope;
+  for (int e = 0; e < N; ++e) y[e] = normal(y[e]);
   if (a.bias) {
     load_parameter(a.bias + parameters, at, vector, bias);
 #pragma unroll
@@ -114,6 +111,61 @@ __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t p
     for (int e = 0; e < N; ++e) y[e] *= scale[e];
   }
   store_any<T>(a.y, start, at, vector, y);
+}
+
+// Whether a row is left to normalise_rescaled. No square of a float16 number leaves the range.
+template <class T>
+__device__ bool is_odd(const RowStatistics<Acc<T>>& found) {
+  return !std::is_same_v<T, f16> && left_range(found);
+}
+
+// The rows among those of a warp's lanes that are `odd`, one after the other: by the whole warp,
+// from memory, and as slow as may be, for such a row is rare.
+template <class T>
+__device__ void normalise_rescaled(const Arguments<T>& a, bool odd) {
+  if constexpr (std::is_same_v<T, f16>) return;
+  using A = Acc<T>;
+  constexpr int N = kVector<T>, kStretch = N * kWarp;
+  unsigned left = __ballot_sync(0xffffffffu, odd);
+  if (left == 0) return;
+  // Found again, so that no registers hold them until here.
+  const Team team(again(a.team));
+  const int64_t row = team.number();
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  left &= __ballot_sync(0xffffffffu, team.rank < kWarp);
+  while (left != 0) {
+    const int64_t next = __shfl_sync(0xffffffffu, row, __ffs(static_cast<int>(left)) - 1);
+    left &= ~__ballot_sync(0xffffffffu, row == next);
+    const int64_t start = next * a.width, parameters = parameter_row(a, next);
+    const auto for_each_pack = [&](auto f) {
+#pragma unroll 1
+      for (int64_t offset = 0; offset < a.width; offset += kStretch) {
+        const int64_t end = a.width - offset < kStretch ? a.width - offset : kStretch;
+        const Span at = span<N>(false, 0, kWarp, lane, static_cast<int>(end));
+        Packed<T, N> residual = {};
+        if (a.residual) residual = load<T, N>(a.residual + start + offset, at, false);
+        f(offset, at,
+          residual_sum(a, load<T, N>(a.identity + start + offset, at, false), residual));
+      }
+    };
+    const RowStatistics<A> found = rescaled_statistics<A>(a.width, a.epsilon, [&](auto f) {
+      for_each_pack([&](int64_t, const Span& at, const Packed<T, N>& z) {
+        A x[N];
+        unpack(z, x);
+#pragma unroll
+        for (int e = 0; e < N; ++e) {
+          if (at.holds(e)) f(x[e]);
+        }
+      });
+    });
+    if (lane == 0) store_statistics(a, next, found);
+    const Normaliser<A> normal(found, a.factor);
+    for_each_pack([&](int64_t offset, const Span& at, const Packed<T, N>& z) {
+      A scale[N];
+      load_scale(a, parameters + offset, at, false, scale);
+      store_normalised(a, start + offset, parameters + offset, at, false, z, normal, scale);
+    });
+  }
 }
 
 constexpr int most_threads(bool aligned) {
@@ -175,16 +227,17 @@ __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(k
   const int64_t parameters = parameter_row(a, row) - begin;
   A scale[N];
   if (kAligned) load_scale(a, parameters, at(0), true, scale);
-  const Moments<A> moments = reduce.collect();
-  const A mean = moments.mean(), rstd = reciprocal_deviation(a, moments);
-  store_statistics(a, team, row, mean, rstd);
+  const RowStatistics<A> found = statistics_of(reduce.collect(), a.epsilon);
+  const bool odd = row < a.rows && is_odd<T>(found);
+  if (team.rank == 0 && row < a.rows && !odd) store_statistics(a, row, found);
+  const Normaliser<A> normal(found, a.factor);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kAligned && at(k).first >= at(k).end) continue;
+    if (odd || (kAligned && at(k).first >= at(k).end)) continue;
     if (k > 0 || !kAligned) load_scale(a, parameters, at(k), kAligned, scale);
-    store_normalised(a, start, parameters, at(k), kAligned, z[k], mean, rstd * a.scale_factor,
-                     scale);
+    store_normalised(a, start, parameters, at(k), kAligned, z[k], normal, scale);
   }
+  normalise_rescaled(a, odd);
 }
 
 // Rows of any width: read twice, the second time from the L2 cache if it holds them.
@@ -219,20 +272,22 @@ __global__ void __launch_bounds__(kMaxThreads)
     const auto valid = [&](int, int e) { return at.holds(e); };
     moments = Moments<A>::merge(moments, moments_of(z, valid));
   }
-  moments = reduce.all(moments);
-  const A mean = moments.mean(), rstd = reciprocal_deviation(a, moments);
-  store_statistics(a, team, row, mean, rstd);
+  const RowStatistics<A> found = statistics_of(reduce.all(moments), a.epsilon);
+  const bool odd = is_odd<T>(found);
+  if (team.rank == 0 && !odd) store_statistics(a, row, found);
+  const Normaliser<A> normal(found, a.factor);
   const int64_t parameters = parameter_row(a, row);
 #pragma unroll 2
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
     const Span at = span_at(offset);
     const RowPack<T> z = sum_at(offset, at);
     if (a.z) store(a.z + start + offset, at, aligned, z);
+    if (odd) continue;
     A scale[N];
     load_scale(a, parameters + offset, at, aligned, scale);
-    store_normalised(a, start + offset, parameters + offset, at, aligned, z, mean,
-                     rstd * a.scale_factor, scale);
+    store_normalised(a, start + offset, parameters + offset, at, aligned, z, normal, scale);
   }
+  normalise_rescaled(a, odd);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
 // z = sum_scale * (identity + residual_scale * residual), rounded to dtype, and
-// y = scale * scale_factor * (z - mean) * rstd + bias over rows of z.
+// y = scale * scale_factor * (z - mean) / sqrt(var + epsilon) + bias over rows of z.
 #pragma once
 
 #include "types.h"
@@ -14,8 +14,9 @@ struct PhiResidualLayernorm {
   const void* bias;      // acc, one row per group; absent: 0
   void* y;               // y_dtype, rows
   void* z;               // dtype, rows; optional
-  void* mean;            // acc, one per row; optional, together with rstd
-  void* rstd;            // acc, one per row; 1 / sqrt(var + epsilon)
+  void* mean;            // acc, one per row; optional, together with low and inverse
+  void* low;             // acc, one per row; the mean is mean + low
+  void* inverse;         // acc, one per row; 4 / sqrt(var + epsilon)
   DType dtype;
   DType y_dtype;
   Rows rows;
@@ -26,7 +27,7 @@ struct PhiResidualLayernorm {
 };
 Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call);
 
-// With xhat = (z - mean) * rstd and w = scale * scale_factor * ct_y:
+// With rstd = inverse / 4, xhat = (z - mean - low) * rstd and w = scale * scale_factor * ct_y:
 //   dz         = rstd * (w - mean(w) - xhat * mean(w * xhat)) + ct_z
 //   d_identity = identity_scale * dz
 //   d_residual = residual_scale * dz
@@ -35,7 +36,8 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call);
 struct PhiResidualLayernormCotangent {
   const void* z;         // dtype, rows
   const void* mean;      // acc, one per row
-  const void* rstd;      // acc, one per row
+  const void* low;       // acc, one per row
+  const void* inverse;   // acc, one per row
   const void* scale;     // acc, one row per group; absent: 1
   const void* ct_y;      // y_dtype, rows
   const void* ct_z;      // dtype, rows; optional

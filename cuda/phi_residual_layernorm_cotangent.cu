@@ -18,10 +18,11 @@ __device__ void fetch_pack(const Arguments<T>& a, uint4* pack, int stride, int64
 }
 
 template <class T>
-__device__ void read_pack(const Arguments<T>& a, const uint4* pack, int stride, Acc<T> mean,
-                          Acc<T> rstd, Acc<T> (&xhat)[kVector<T>], Acc<T> (&ct)[kVector<T>]) {
+__device__ void read_pack(const Arguments<T>& a, const uint4* pack, int stride,
+                          const Normaliser<Acc<T>>& normal, Acc<T> (&xhat)[kVector<T>],
+                          Acc<T> (&ct)[kVector<T>]) {
   unpack(staged<T, kVector<T>>(pack, stride), xhat);
-  normalise<T>(xhat, mean, rstd);
+  normalise(xhat, normal);
   unpack_staged(a.ct_y, pack + a.ct_y_piece * stride, stride, ct);
 }
 
@@ -83,13 +84,13 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       }
     };
     // The first half of a row: what it adds to the sums along it and across it.
-    const auto sum_up = [&](int turn, int64_t row, A mean, A rstd) {
+    const auto sum_up = [&](int turn, int64_t row, const Normaliser<A>& normal) {
       const uint4* packs = ring.packs_of(row, turn);
       SumPair<A> sums;
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         A xhat[N], ct[N], scale[N];
-        read_pack(a, packs + k * pack_stride, stride, mean, rstd, xhat, ct);
+        read_pack(a, packs + k * pack_stride, stride, normal, xhat, ct);
         scale_of(k, scale);
         add_products(sums, xhat, ct, scale);
 #pragma unroll
@@ -101,15 +102,16 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       reduce.post(sums);
     };
     // The second half: its gradient.
-    const auto finish = [&](int turn, int64_t row, A mean, A rstd, const SumPair<A>& means) {
+    const auto finish = [&](int turn, int64_t row, const Normaliser<A>& normal,
+                            const SumPair<A>& means) {
       const uint4* packs = ring.packs_of(row, turn);
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         A xhat[N], ct[N], scale[N];
-        read_pack(a, packs + k * pack_stride, stride, mean, rstd, xhat, ct);
+        read_pack(a, packs + k * pack_stride, stride, normal, xhat, ct);
         scale_of(k, scale);
-        store_gradients(a, row * width, at(k, row < end), kAligned, rstd * a.scale_factor, xhat, ct,
-                        scale, read_ct_z(a, packs + k * pack_stride, stride), means);
+        store_gradients(a, row * width, at(k, row < end), kAligned, normal.slope() * a.scale_factor,
+                        xhat, ct, scale, read_ct_z(a, packs + k * pack_stride, stride), means);
       }
     };
 
@@ -117,34 +119,37 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
     int64_t first = partial * workers.rows + unit % workers.members * team.count;
     int64_t row = first + team.index;
     for (int turn = 0; turn < stages; ++turn) fetch(turn, row + turn * step);
-    // Zero for an idle team: no NaN may reach its sums.
-    const auto statistic = [&](const A* of, int64_t row) { return row < end ? of[row] : A(0); };
-    A mean = statistic(a.mean, row), rstd = statistic(a.rstd, row);
-    A next_mean = statistic(a.mean, row + step), next_rstd = statistic(a.rstd, row + step);
+    // Zeros for an idle team: no NaN may reach its sums.
+    const auto statistics = [&](int64_t row) {
+      return row < end ? statistics_of(a, row) : RowStatistics<A>{};
+    };
+    Normaliser<A> normal = normal_of(statistics(row));
+    RowStatistics<A> next_row = statistics(row + step);
     wait_copies(stages - 1);
-    sum_up(0, row, mean, rstd);
+    sum_up(0, row, normal);
     for (int turn = 0; first < end; first += step, row += step) {
       SumPair<A> means = reduce.collect();
       means.first *= inverse_width;
       means.second *= inverse_width;
       const int next_turn = turn + 1 == stages ? 0 : turn + 1;
       const int64_t next = row + step;
-      A later_mean, later_rstd;
+      RowStatistics<A> later_row;
       if constexpr (kEarly) {
-        later_mean = statistic(a.mean, next + step), later_rstd = statistic(a.rstd, next + step);
+        later_row = statistics(next + step);
       } else {
-        next_mean = statistic(a.mean, next), next_rstd = statistic(a.rstd, next);
+        next_row = statistics(next);
       }
+      const Normaliser<A> next_normal = normal_of(next_row);
       if (first + step < end) {
         wait_copies(stages - 2);
-        sum_up(next_turn, next, next_mean, next_rstd);
+        sum_up(next_turn, next, next_normal);
       }
-      finish(turn, row, mean, rstd, means);
+      finish(turn, row, normal, means);
       __syncwarp();
       fetch(turn, row + stages * step);
       turn = next_turn;
-      mean = next_mean, rstd = next_rstd;
-      if constexpr (kEarly) next_mean = later_mean, next_rstd = later_rstd;
+      normal = next_normal;
+      if constexpr (kEarly) next_row = later_row;
     }
     wait_copies(0);
 #pragma unroll
@@ -175,7 +180,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t row = team.number();
   const int64_t start = row * a.width;
   const int64_t parameters = row / a.group_rows * a.width;
-  const A mean = a.mean[row], rstd = a.rstd[row];
+  const Normaliser<A> normal = normal_of(statistics_of(a, row));
   const int stretch = N * team.size;
   const auto span_at = [&](int64_t offset) {
     const int64_t end = a.width - offset < stretch ? a.width - offset : stretch;
@@ -183,7 +188,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   };
   const auto read = [&](int64_t offset, const Span& at, A(&xhat)[N], A(&ct)[N], A(&scale)[N]) {
     unpack(load<T, N>(a.z + start + offset, at, aligned), xhat);
-    normalise<T>(xhat, mean, rstd);
+    normalise(xhat, normal);
     unpack_any(load_any<A, N>(a.ct_y, start + offset, at, aligned), a.ct_y.dtype, ct);
     load_scale(a, parameters + offset, at, aligned, scale);
   };
@@ -198,7 +203,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   means = reduce.all(means);
   means.first /= a.width;
   means.second /= a.width;
-  const A slope = rstd * a.scale_factor;
+  const A slope = normal.slope() * a.scale_factor;
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
     const Span at = span_at(offset);
     Packed<T, N> ct_z = {};
@@ -233,7 +238,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     const int64_t start = row * a.width + offset;
     A xhat[N], ct[N];
     unpack(load<T, N>(a.z + start, at, aligned), xhat);
-    normalise<T>(xhat, a.mean[row], a.rstd[row]);
+    normalise(xhat, normal_of(statistics_of(a, row)));
     unpack_any(load_any<A, N>(a.ct_y, start, at, aligned), a.ct_y.dtype, ct);
 #pragma unroll
     for (int e = 0; e < N; ++e) {

@@ -3,6 +3,7 @@
 
 #include "column.cuh"
 #include "phi_residual_layernorm.h"
+#include "row_statistics.cuh"
 
 namespace syntonic {
 namespace layernorm_cotangent {
@@ -14,7 +15,8 @@ struct Arguments {
   Arguments(const PhiResidualLayernormCotangent& call, const RowPlan& plan)
       : z(static_cast<const T*>(call.z)),
         mean(static_cast<const A*>(call.mean)),
-        rstd(static_cast<const A*>(call.rstd)),
+        low(static_cast<const A*>(call.low)),
+        inverse(static_cast<const A*>(call.inverse)),
         scale(static_cast<const A*>(call.scale)),
         ct_y{const_cast<void*>(call.ct_y), call.y_dtype},
         ct_z(static_cast<const T*>(call.ct_z)),
@@ -33,7 +35,8 @@ struct Arguments {
 
   const T* z;
   const A* mean;
-  const A* rstd;
+  const A* low;
+  const A* inverse;
   const A* scale;
   AnyArray ct_y;
   const T* ct_z;
@@ -60,9 +63,20 @@ struct Sums {
 };
 
 template <class T>
-__device__ void normalise(Acc<T> (&x)[kVector<T>], Acc<T> mean, Acc<T> rstd) {
+__device__ RowStatistics<Acc<T>> statistics_of(const Arguments<T>& a, int64_t row) {
+  return {a.mean[row], a.low[row], a.inverse[row]};
+}
+
+// xhat of a row is normal_of(its statistics)(z).
+template <class A>
+__device__ Normaliser<A> normal_of(const RowStatistics<A>& row) {
+  return {row, A(1) / kInverse<A>};
+}
+
+template <class A, int N>
+__device__ void normalise(A (&x)[N], const Normaliser<A>& normal) {
 #pragma unroll
-  for (int e = 0; e < kVector<T>; ++e) x[e] = (x[e] - mean) * rstd;
+  for (int e = 0; e < N; ++e) x[e] = normal(x[e]);
 }
 
 // What a pack of a row adds to the sums along the row.

@@ -22,10 +22,11 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   const Array bias = call.operand_if(given & kBias, "bias");
   const Array y = call.result("y");
   const Array mean = call.result_if(statistics, "mean");
-  const Array rstd = call.result_if(statistics, "rstd");
+  const Array low = call.result_if(statistics, "low");
+  const Array inverse = call.result_if(statistics, "inverse");
   call.has_shape_of(y, x);
   const Rows rows = call.rows(x, {scale, bias});
-  for (const Array& array : {mean, rstd}) {
+  for (const Array& array : {mean, low, inverse}) {
     call.has_dtype(array, accumulation(x.dtype));
     call.has_count(array, rows.total());
   }
@@ -35,7 +36,8 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
       .bias = bias.data,
       .y = y.data,
       .mean = mean.data,
-      .rstd = rstd.data,
+      .low = low.data,
+      .inverse = inverse.data,
       .dtype = x.dtype,
       .y_dtype = y.dtype,
       .rows = rows,
@@ -59,7 +61,8 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   call.in_range("results", wanted, 1, 7);
   const Array x = call.operand("x");
   const Array mean = call.operand("mean");
-  const Array rstd = call.operand("rstd");
+  const Array low = call.operand("low");
+  const Array inverse = call.operand("inverse");
   const Array scale = call.operand_if(given & kScale, "scale");
   const Array ct_y = call.operand("ct_y");
   const Array d_x = call.result_if(wanted & kDX, "d_x");
@@ -68,16 +71,17 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   const Array scratch = call.result_if(wanted & (kDScale | kDBias), "scratch");
   for (const Array& array : {ct_y, d_x}) call.has_shape_of(array, x);
   call.has_dtype(d_x, x.dtype);
-  for (const Array& array : {mean, rstd, d_scale, d_bias, scratch}) {
+  for (const Array& array : {mean, low, inverse, d_scale, d_bias, scratch}) {
     call.has_dtype(array, accumulation(x.dtype));
   }
   const Rows rows = call.rows(x, {scale});
-  for (const Array& array : {mean, rstd}) call.has_count(array, rows.total());
+  for (const Array& array : {mean, low, inverse}) call.has_count(array, rows.total());
   const int64_t partials = call.partials(d_scale, d_bias, rows, "x");
   const GoldenLayerNormCotangent arguments{
       .x = x.data,
       .mean = mean.data,
-      .rstd = rstd.data,
+      .low = low.data,
+      .inverse = inverse.data,
       .scale = scale.data,
       .ct_y = ct_y.data,
       .d_x = d_x.data,

@@ -1,11 +1,16 @@
 #include "phi_residual_layernorm.h"
 
+#include <cmath>
 #include <vector>
 
 #include "numbers.h"
 
 namespace syntonic {
 namespace {
+
+// Of a wider range than double where there is such a type: no square leaves it. XLA has the small
+// numbers of narrower types flushed, but not its.
+using Wide = long double;
 
 // A parameter where there is one, else what stands for it.
 double parameter(const void* data, DType acc, int64_t i, double absent) {
@@ -23,7 +28,7 @@ Status phi_residual_layernorm(Stream, const PhiResidualLayernorm& call) {
     std::vector<T> z(width);
     for (int64_t row = 0; row < call.rows.total(); ++row) {
       const int64_t first = row * width;
-      double sum = 0;
+      Wide sum = 0;
       for (int64_t j = 0; j < width; ++j) {
         const T identity = static_cast<T>(load(call.identity, call.dtype, first + j));
         const T residual =
@@ -34,18 +39,21 @@ Status phi_residual_layernorm(Stream, const PhiResidualLayernorm& call) {
         store(call.z, call.dtype, first + j, z[j]);
         sum += z[j];
       }
-      const T mean = static_cast<T>(sum / width);
-      double squares = 0;
-      for (const T value : z) squares += (value - sum / width) * (value - sum / width);
-      const T rstd = static_cast<T>(1 / std::sqrt(squares / width + call.epsilon));
+      const Wide exact_mean = sum / width;
+      Wide squares = 0;
+      for (const T value : z) squares += (value - exact_mean) * (value - exact_mean);
+      const Wide deviation = std::sqrt(squares / width + static_cast<Wide>(call.epsilon));
+      const T mean = static_cast<T>(exact_mean);
       store(call.mean, acc, row, mean);
-      store(call.rstd, acc, row, rstd);
+      store(call.low, acc, row, static_cast<double>(exact_mean - mean));
+      store(call.inverse, acc, row, static_cast<double>(4 / deviation));
       const int64_t group = row / call.rows.count * width;
       for (int64_t j = 0; j < width; ++j) {
         const T scale = static_cast<T>(parameter(call.scale, acc, group + j, 1));
         const T bias = static_cast<T>(parameter(call.bias, acc, group + j, 0));
-        const T factor = scale * static_cast<T>(call.scale_factor);
-        store(call.y, call.y_dtype, first + j, (z[j] - mean) * rstd * factor + bias);
+        const T xhat = static_cast<T>((z[j] - exact_mean) / deviation);
+        store(call.y, call.y_dtype, first + j,
+              xhat * static_cast<T>(call.scale_factor) * scale + bias);
       }
     }
   });
@@ -66,14 +74,14 @@ Status phi_residual_layernorm_cotangent(Stream, const PhiResidualLayernormCotang
     for (int64_t row = 0; row < call.rows.total(); ++row) {
       const int64_t first = row * width;
       const int64_t group = row / call.rows.count * width;
-      const T mean = static_cast<T>(load(call.mean, acc, row));
-      const T rstd = static_cast<T>(load(call.rstd, acc, row));
+      const Wide mean = static_cast<Wide>(load(call.mean, acc, row)) + load(call.low, acc, row);
+      const Wide rstd = static_cast<Wide>(load(call.inverse, acc, row)) / 4;
       double sum = 0;
       double product = 0;
       for (int64_t j = 0; j < width; ++j) {
         const T ct = static_cast<T>(load(call.ct_y, call.y_dtype, first + j));
         const T factor = static_cast<T>(call.scale_factor);
-        xhat[j] = (static_cast<T>(load(call.z, call.dtype, first + j)) - mean) * rstd;
+        xhat[j] = static_cast<T>((load(call.z, call.dtype, first + j) - mean) * rstd);
         weighted[j] = static_cast<T>(parameter(call.scale, acc, group + j, 1)) * factor * ct;
         sum += weighted[j];
         product += static_cast<double>(weighted[j]) * xhat[j];
@@ -84,7 +92,8 @@ Status phi_residual_layernorm_cotangent(Stream, const PhiResidualLayernormCotang
       const T mean_product = static_cast<T>(product / width);
       for (int64_t j = 0; j < width; ++j) {
         const T ct_z = static_cast<T>(call.ct_z ? load(call.ct_z, call.dtype, first + j) : 0);
-        const T dz = rstd * (weighted[j] - mean_weighted - xhat[j] * mean_product) + ct_z;
+        const T centred = weighted[j] - mean_weighted - xhat[j] * mean_product;
+        const T dz = static_cast<T>(rstd * centred) + ct_z;
         store(call.d_identity, call.dtype, first + j, static_cast<T>(call.identity_scale) * dz);
         store(call.d_residual, call.dtype, first + j, static_cast<T>(call.residual_scale) * dz);
       }

@@ -112,6 +112,7 @@ inline float exp(float x) { return std::exp(x); }
 inline float log(float x) { return std::log(x); }
 inline float sqrt(float x) { return std::sqrt(x); }
 inline float tanh(float x) { return std::tanh(x); }
+inline float fma(float x, float y, float z) { return std::fma(x, y, z); }
 using std::max;
 using std::min;
 
