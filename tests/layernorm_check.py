@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import oracles
 
 from syntonic_jax import phi_residual_layernorm
@@ -44,3 +45,41 @@ def estimates(operands, cotangents, z, mode="phi", epsilon=1e-5):
         "z": oracles.stored_sum(identity, residual, mode, identity.dtype),
         "y": oracles.layernorm(stored, scale, bias, **options),
     } | {f"d_{name}": estimate for name, estimate in pulled._asdict().items()}
+
+
+def any_range(rng, width, dtype):
+    """Operands and cotangents whose rows are of every size that the type has, one size a row."""
+    limits = oracles.info(dtype)
+    least, most = (np.frexp(float(v))[1] for v in (limits.smallest_normal, limits.max))
+    # Of a row near the largest numbers no sum is in the range, of others no square, or nothing.
+    exponents = np.unique(np.linspace(least + 20, most, 9).astype(int))
+    rows = rng.uniform(-1, 1, size=(len(exponents), width))
+    rows = rows / np.abs(rows).max(-1, keepdims=True) * (1 - float(limits.eps))
+    rows = jnp.asarray(np.ldexp(rows, exponents[:, None]), dtype)
+    (_, _, *parameters), _ = draw(rng, (1, width), dtype)
+    # No gradient of z beside that of y, which would hide small ones.
+    cotangents = (jnp.asarray(rng.normal(size=rows.shape), dtype), jnp.zeros_like(rows))
+    return (rows, jnp.zeros_like(rows), *parameters), cotangents
+
+
+def estimates_of_any_range(operands, cotangents, epsilon):
+    """`estimates` of rows beside residuals of zero, in units in which no square leaves the range.
+
+    Of y and the cotangents by name. What is below the normal range may be flushed to zero.
+    """
+    rows, _, scale, bias = operands
+    acc, x = oracles.accumulation(rows.dtype), oracles.real(rows)
+    sizes = np.maximum(np.abs(x).max(-1, keepdims=True), np.sqrt(epsilon))
+    exponents = np.frexp(sizes)[1]
+    options = {"epsilon": np.ldexp(epsilon, -2 * exponents), "acc": acc}
+    z = oracles.exactly(np.ldexp(x, -exponents))
+    pulled = oracles.layernorm_vjp(z, *cotangents, scale, **options)
+    found = {"y": oracles.layernorm(z, scale, bias, **options)}
+    for name, (value, slack) in pulled._asdict().items():
+        if name in ("identity", "residual"):
+            value, slack = (np.ldexp(v, -exponents) for v in (value, slack))
+        found[f"d_{name}"] = oracles.Estimate(value, slack)
+    return {
+        name: oracles.Estimate(value, slack + 2 * float(oracles.info(acc).smallest_normal))
+        for name, (value, slack) in found.items()
+    }

@@ -268,13 +268,16 @@ def stored_sum(identity, residual, mode: str, dtype) -> Estimate:
 
 
 def row_statistics(z: Estimate, epsilon: float, acc: str) -> RowStatistics:
-    """(z - mean) / sqrt(var + epsilon) over the last axis.
+    """(z - mean) / sqrt(var + epsilon) over the last axis; epsilon may be one number a row.
 
-    mean errs by dm = (n + 1) u mean|z|. Around a mean that is off by dm the sum of squares is too
-    large by n dm**2, so var errs relatively by (n + 4) u + dm**2 / (var + epsilon), rstd by half of
-    that, and xhat by dm * rstd + |xhat| * (that + a few roundings). A z that is itself off by dz
-    moves xhat by up to rstd * (dz + mean(dz)) and, through the variance, by as much again times
-    |xhat|.
+    The mean is kept to twice the precision: a rounded one, and the mean of what it leaves. The
+    first errs by `first` = (n + 1) u mean|z|, so the differences from it are at most a = |z - mean|
+    + first, and their rounding is u a. Their mean, which corrects the first one, errs by dm =
+    (n + STEPS) u mean(a), the differences that result by dm + 2 u a. Around a mean that is off by
+    dm the sum of squares is too large by n dm**2, so var errs relatively by (n + STEPS) u +
+    dm**2 / (var + epsilon), rstd by half of that, and xhat by that of the differences times rstd +
+    |xhat| * (that + a few roundings). A z that is itself off by dz moves xhat by up to
+    rstd * (dz + mean(dz)) and, through the variance, by as much again times |xhat|.
     """
     value, dz = z
     n, u = value.shape[-1], unit(acc)
@@ -285,10 +288,12 @@ def row_statistics(z: Estimate, epsilon: float, acc: str) -> RowStatistics:
     centred = value - mean(value)
     rstd = 1 / np.sqrt(mean(centred**2) + epsilon)
     xhat = centred * rstd
-    off = (n + 1) * u * mean(np.abs(value)) + mean(dz)
-    relative = ((n + 4) * u + off**2 * rstd**2) / 2 + STEPS * u
+    spread = np.abs(centred) + (n + 1) * u * mean(np.abs(value))
+    off = (n + STEPS) * u * mean(spread) + mean(dz)
+    relative = ((n + STEPS) * u + off**2 * rstd**2) / 2 + STEPS * u
     relative = relative + 2 * rstd * mean(dz * (1 + np.abs(xhat)))
-    return RowStatistics(xhat, rstd * (off + dz) + np.abs(xhat) * relative, rstd, relative)
+    slack = rstd * (off + 2 * u * spread + dz) + np.abs(xhat) * relative
+    return RowStatistics(xhat, slack, rstd, relative)
 
 
 def exactly(z) -> Estimate:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from layernorm_check import any_range, estimates, estimates_of_any_range, value_and_cotangents
 from layernorm_check import draw as draw_layernorm
-from layernorm_check import estimates, value_and_cotangents
 from softmax_cases import FUNCTIONS, MODES, check, draw
 
 from syntonic_jax import (
@@ -139,6 +139,16 @@ def test_layernorm(shape, dtype, rng):
     exact = estimates(operands, cotangents, z)
     for name, actual in zip(exact, (z, y, *gradients), strict=True):
         oracles.assert_close(actual, exact[name], name)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("width", [4, 33, 1000, 1033, 20000])
+def test_layernorm_of_rows_of_any_range(width, dtype, rng):
+    operands, cotangents = any_range(rng, width, dtype)
+    exact = estimates_of_any_range(operands, cotangents, 0.0)
+    (y, _), pulled = value_and_cotangents(operands, cotangents, "cuda", (("epsilon", 0.0),))
+    for (name, estimate), actual in zip(exact.items(), (y, *pulled), strict=True):
+        oracles.assert_close(actual, estimate, name)
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)

@@ -2,6 +2,7 @@
 
 #include <ucontext.h>
 
+#include <cfenv>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -104,6 +105,10 @@ void launch(dim3 grid, dim3 threads, size_t dynamic_shared, const std::function<
   // XLA runs the calls of several devices at once.
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
+  // Numbers below the normal range are a GPU's too; XLA has them flushed on a CPU.
+  std::fenv_t flushing;
+  std::fegetenv(&flushing);
+  std::fesetenv(FE_DFL_ENV);
   gridDim = grid, blockDim = threads, blockIdx = {};
   block.thread = &thread;
   for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
@@ -111,6 +116,7 @@ void launch(dim3 grid, dim3 threads, size_t dynamic_shared, const std::function<
     block.shared.assign(dynamic_shared / sizeof(uint4) + 8, {~0u, ~0u, ~0u, ~0u});
     run_block(static_cast<int>(threads.x));
   }
+  std::fesetenv(&flushing);
 }
 
 void* dynamic_shared() { return block.shared.data(); }

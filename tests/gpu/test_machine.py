@@ -162,10 +162,10 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
     x, r, ct_y, ct_z = (jnp.asarray(rng.normal(size=(rows, width)), dtype) for _ in range(4))
     scale, bias = (jnp.asarray(rng.normal(size=(1, width)), acc) for _ in range(2))
     like, vector = ((rows, width), dtype), ((rows,), acc)
-    y, z, mean, rstd = shifted(
+    y, z, *statistics = shifted(
         "syntonic_phi_residual_layernorm",
         (x, r, scale, bias),
-        (like, like, vector, vector),
+        (like, like, vector, vector, vector),
         sum_scale=1.0,
         residual_scale=oracles.PHI_INV,
         epsilon=1e-5,
@@ -179,7 +179,7 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
     parameter = ((1, width), acc)
     *found, _ = shifted(
         "syntonic_phi_residual_layernorm_cotangent",
-        (z, mean, rstd, scale, ct_y, ct_z),
+        (z, *statistics, scale, ct_y, ct_z),
         (like, like, parameter, parameter, ((4 * width,), acc)),
         identity_scale=1.0,
         residual_scale=oracles.PHI_INV,
