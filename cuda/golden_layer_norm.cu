@@ -10,9 +10,7 @@ Status golden_layer_norm(Stream stream, const GoldenLayerNorm& call) {
   same.scale = call.scale;
   same.bias = call.bias;
   same.y = call.y;
-  same.mean = call.mean;
-  same.low = call.low;
-  same.inverse = call.inverse;
+  same.statistics = call.statistics;
   same.dtype = call.dtype;
   same.y_dtype = call.y_dtype;
   same.rows = call.rows;
@@ -25,9 +23,7 @@ Status golden_layer_norm(Stream stream, const GoldenLayerNorm& call) {
 Status golden_layer_norm_cotangent(Stream stream, const GoldenLayerNormCotangent& call) {
   PhiResidualLayernormCotangent same = {};
   same.z = call.x;
-  same.mean = call.mean;
-  same.low = call.low;
-  same.inverse = call.inverse;
+  same.statistics = call.statistics;
   same.scale = call.scale;
   same.ct_y = call.ct_y;
   same.d_identity = call.d_x;

@@ -11,9 +11,7 @@ struct GoldenLayerNorm {
   const void* scale;  // acc, one row per group; absent: 1
   const void* bias;   // acc, one row per group; absent: 0
   void* y;            // y_dtype, rows
-  void* mean;         // acc, one per row; optional, together with low and inverse
-  void* low;          // acc, one per row; the mean is mean + low
-  void* inverse;      // acc, one per row; 4 / sqrt(var + epsilon)
+  void* statistics;   // acc, kRowStatistics numbers per row; optional
   DType dtype;
   DType y_dtype;
   Rows rows;
@@ -24,17 +22,15 @@ Status golden_layer_norm(Stream stream, const GoldenLayerNorm& call);
 
 // The cotangent of phi_residual_layernorm without a residual: see there.
 struct GoldenLayerNormCotangent {
-  const void* x;         // dtype, rows
-  const void* mean;      // acc, one per row
-  const void* low;       // acc, one per row
-  const void* inverse;   // acc, one per row
-  const void* scale;     // acc, one row per group; absent: 1
-  const void* ct_y;      // y_dtype, rows
-  void* d_x;             // dtype, rows; optional
-  void* d_scale;         // acc, one row per partial; optional
-  void* d_bias;          // acc, one row per partial; optional
-  void* scratch;         // acc, scratch_size elements: sums of workers before they are folded
-  int64_t scratch_size;  // any size is correct, 0 included
+  const void* x;           // dtype, rows
+  const void* statistics;  // acc, kRowStatistics numbers per row
+  const void* scale;       // acc, one row per group; absent: 1
+  const void* ct_y;        // y_dtype, rows
+  void* d_x;               // dtype, rows; optional
+  void* d_scale;           // acc, one row per partial; optional
+  void* d_bias;            // acc, one row per partial; optional
+  void* scratch;           // acc, scratch_size elements: sums of workers before they are folded
+  int64_t scratch_size;    // any size is correct, 0 included
   DType dtype;
   DType y_dtype;
   Rows rows;

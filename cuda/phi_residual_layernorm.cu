@@ -20,9 +20,7 @@ struct Arguments {
         bias(static_cast<const A*>(call.bias)),
         y{call.y, call.y_dtype},
         z(static_cast<T*>(call.z)),
-        mean(static_cast<A*>(call.mean)),
-        low(static_cast<A*>(call.low)),
-        inverse(static_cast<A*>(call.inverse)),
+        statistics(static_cast<RowStatistics<A>*>(call.statistics)),
         rows(call.rows.total()),
         group_rows(call.rows.groups == 1 ? 0 : call.rows.count),
         width(call.rows.width),
@@ -31,7 +29,7 @@ struct Arguments {
         sum_scale(static_cast<A>(call.sum_scale)),
         residual_scale(static_cast<A>(call.residual_scale)),
         epsilon(static_cast<A>(call.epsilon)),
-        factor(static_cast<A>(call.scale_factor) / kInverse<A>) {}
+        scale_factor(static_cast<A>(call.scale_factor)) {}
 
   const T* identity;
   const T* residual;
@@ -39,9 +37,7 @@ struct Arguments {
   const A* bias;
   AnyArray y;
   T* z;
-  A* mean;
-  A* low;
-  A* inverse;
+  RowStatistics<A>* statistics;
   int64_t rows;
   int64_t group_rows;  // 0: one group, no division needed
   int64_t width;
@@ -50,7 +46,7 @@ struct Arguments {
   A sum_scale;
   A residual_scale;
   A epsilon;
-  A factor;  // of inverse
+  A scale_factor;
 };
 
 template <class T>
@@ -68,15 +64,6 @@ __device__ Packed<T, N> residual_sum(const Arguments<T>& a, const Packed<T, N>& 
 #pragma unroll
   for (int e = 0; e < N; ++e) i[e] = a.sum_scale * (i[e] + a.residual_scale * r[e]);
   return pack<T>(i);
-}
-
-template <class T>
-__device__ void store_statistics(const Arguments<T>& a, int64_t row,
-                                 const RowStatistics<Acc<T>>& found) {
-  if (!a.mean) return;
-  a.mean[row] = found.mean;
-  a.low[row] = found.low;
-  a.inverse[row] = found.inverse;
 }
 
 // Where the scale and bias of this row begin.
@@ -97,7 +84,7 @@ __device__ void load_scale(const Arguments<T>& a, int64_t parameters, const Span
 template <class T, int N>
 __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t parameters,
                                  const Span& at, bool vector, const Packed<T, N>& z,
-                                 const Normaliser<Acc<T>>& normal, const Acc<T> (&scale)[N]) {
+                                 const Normaliser<T>& normal, const Acc<T> (&scale)[N]) {
   Acc<T> y[N], bias[N];
   unpack(z, y);
 #pragma unroll
@@ -132,7 +119,7 @@ __device__ void normalise_rescaled(const Arguments<T>& a, bool odd) {
   const Team team(again(a.team));
   const int64_t row = team.number();
   const int lane = static_cast<int>(threadIdx.x % kWarp);
-  left &= __ballot_sync(0xffffffffu, team.rank < kWarp);
+  left &= __ballot_sync(0xffffffffu, row < a.rows && team.rank < kWarp);
   while (left != 0) {
     const int64_t next = __shfl_sync(0xffffffffu, row, __ffs(static_cast<int>(left)) - 1);
     left &= ~__ballot_sync(0xffffffffu, row == next);
@@ -158,8 +145,8 @@ __device__ void normalise_rescaled(const Arguments<T>& a, bool odd) {
         }
       });
     });
-    if (lane == 0) store_statistics(a, next, found);
-    const Normaliser<A> normal(found, a.factor);
+    if (lane == 0 && a.statistics) a.statistics[next] = found;
+    const Normaliser<T> normal(found, a.scale_factor);
     for_each_pack([&](int64_t offset, const Span& at, const Packed<T, N>& z) {
       A scale[N];
       load_scale(a, parameters + offset, at, false, scale);
@@ -228,16 +215,17 @@ __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(k
   A scale[N];
   if (kAligned) load_scale(a, parameters, at(0), true, scale);
   const RowStatistics<A> found = statistics_of(reduce.collect(), a.epsilon);
-  const bool odd = row < a.rows && is_odd<T>(found);
-  if (team.rank == 0 && row < a.rows && !odd) store_statistics(a, row, found);
-  const Normaliser<A> normal(found, a.factor);
+  const bool odd = is_odd<T>(found);
+  if (kAligned && odd) end = 0;  // no element of it is stored
+  if (team.rank == 0 && row < a.rows && !odd && a.statistics) a.statistics[row] = found;
+  const Normaliser<T> normal(found, a.scale_factor);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (odd || (kAligned && at(k).first >= at(k).end)) continue;
+    if (kAligned ? at(k).first >= at(k).end : odd) continue;
     if (k > 0 || !kAligned) load_scale(a, parameters, at(k), kAligned, scale);
     store_normalised(a, start, parameters, at(k), kAligned, z[k], normal, scale);
   }
-  normalise_rescaled(a, odd);
+  normalise_rescaled(a, kAligned ? end == 0 : odd);
 }
 
 // Rows of any width: read twice, the second time from the L2 cache if it holds them.
@@ -274,8 +262,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
   const RowStatistics<A> found = statistics_of(reduce.all(moments), a.epsilon);
   const bool odd = is_odd<T>(found);
-  if (team.rank == 0 && !odd) store_statistics(a, row, found);
-  const Normaliser<A> normal(found, a.factor);
+  if (team.rank == 0 && !odd && a.statistics) a.statistics[row] = found;
+  const Normaliser<T> normal(found, a.scale_factor);
   const int64_t parameters = parameter_row(a, row);
 #pragma unroll 2
   for (int64_t offset = 0; offset < a.width; offset += stretch) {

@@ -14,9 +14,7 @@ struct PhiResidualLayernorm {
   const void* bias;      // acc, one row per group; absent: 0
   void* y;               // y_dtype, rows
   void* z;               // dtype, rows; optional
-  void* mean;            // acc, one per row; optional, together with low and inverse
-  void* low;             // acc, one per row; the mean is mean + low
-  void* inverse;         // acc, one per row; 4 / sqrt(var + epsilon)
+  void* statistics;      // acc, kRowStatistics numbers per row; optional
   DType dtype;
   DType y_dtype;
   Rows rows;
@@ -27,26 +25,25 @@ struct PhiResidualLayernorm {
 };
 Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call);
 
-// With rstd = inverse / 4, xhat = (z - mean - low) * rstd and w = scale * scale_factor * ct_y:
+// With rstd = 1 / sqrt(var + epsilon), xhat = (z - mean) * rstd and w = scale * scale_factor *
+// ct_y:
 //   dz         = rstd * (w - mean(w) - xhat * mean(w * xhat)) + ct_z
 //   d_identity = identity_scale * dz
 //   d_residual = residual_scale * dz
 //   d_scale    = sum of scale_factor * ct_y * xhat over the rows of a partial
 //   d_bias     = sum of ct_y over the rows of a partial
 struct PhiResidualLayernormCotangent {
-  const void* z;         // dtype, rows
-  const void* mean;      // acc, one per row
-  const void* low;       // acc, one per row
-  const void* inverse;   // acc, one per row
-  const void* scale;     // acc, one row per group; absent: 1
-  const void* ct_y;      // y_dtype, rows
-  const void* ct_z;      // dtype, rows; optional
-  void* d_identity;      // dtype, rows; optional
-  void* d_residual;      // dtype, rows; optional
-  void* d_scale;         // acc, one row per partial; optional
-  void* d_bias;          // acc, one row per partial; optional
-  void* scratch;         // acc, scratch_size elements: sums of workers before they are folded
-  int64_t scratch_size;  // any size is correct, 0 included
+  const void* z;           // dtype, rows
+  const void* statistics;  // acc, kRowStatistics numbers per row
+  const void* scale;       // acc, one row per group; absent: 1
+  const void* ct_y;        // y_dtype, rows
+  const void* ct_z;        // dtype, rows; optional
+  void* d_identity;        // dtype, rows; optional
+  void* d_residual;        // dtype, rows; optional
+  void* d_scale;           // acc, one row per partial; optional
+  void* d_bias;            // acc, one row per partial; optional
+  void* scratch;           // acc, scratch_size elements: sums of workers before they are folded
+  int64_t scratch_size;    // any size is correct, 0 included
   DType dtype;
   DType y_dtype;
   Rows rows;

@@ -19,10 +19,10 @@ __device__ void fetch_pack(const Arguments<T>& a, uint4* pack, int stride, int64
 
 template <class T>
 __device__ void read_pack(const Arguments<T>& a, const uint4* pack, int stride,
-                          const Normaliser<Acc<T>>& normal, Acc<T> (&xhat)[kVector<T>],
+                          const Normaliser<T>& normal, Acc<T> (&xhat)[kVector<T>],
                           Acc<T> (&ct)[kVector<T>]) {
   unpack(staged<T, kVector<T>>(pack, stride), xhat);
-  normalise(xhat, normal);
+  normalise<T>(xhat, normal);
   unpack_staged(a.ct_y, pack + a.ct_y_piece * stride, stride, ct);
 }
 
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       }
     };
     // The first half of a row: what it adds to the sums along it and across it.
-    const auto sum_up = [&](int turn, int64_t row, const Normaliser<A>& normal) {
+    const auto sum_up = [&](int turn, int64_t row, const Normaliser<T>& normal) {
       const uint4* packs = ring.packs_of(row, turn);
       SumPair<A> sums;
 #pragma unroll
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       reduce.post(sums);
     };
     // The second half: its gradient.
-    const auto finish = [&](int turn, int64_t row, const Normaliser<A>& normal,
+    const auto finish = [&](int turn, int64_t row, const Normaliser<T>& normal,
                             const SumPair<A>& means) {
       const uint4* packs = ring.packs_of(row, turn);
 #pragma unroll
@@ -121,9 +121,9 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
     for (int turn = 0; turn < stages; ++turn) fetch(turn, row + turn * step);
     // Zeros for an idle team: no NaN may reach its sums.
     const auto statistics = [&](int64_t row) {
-      return row < end ? statistics_of(a, row) : RowStatistics<A>{};
+      return row < end ? a.statistics[row] : RowStatistics<A>{};
     };
-    Normaliser<A> normal = normal_of(statistics(row));
+    Normaliser<T> normal(statistics(row));
     RowStatistics<A> next_row = statistics(row + step);
     wait_copies(stages - 1);
     sum_up(0, row, normal);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2
       } else {
         next_row = statistics(next);
       }
-      const Normaliser<A> next_normal = normal_of(next_row);
+      const Normaliser<T> next_normal(next_row);
       if (first + step < end) {
         wait_copies(stages - 2);
         sum_up(next_turn, next, next_normal);
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t row = team.number();
   const int64_t start = row * a.width;
   const int64_t parameters = row / a.group_rows * a.width;
-  const Normaliser<A> normal = normal_of(statistics_of(a, row));
+  const Normaliser<T> normal(a.statistics[row]);
   const int stretch = N * team.size;
   const auto span_at = [&](int64_t offset) {
     const int64_t end = a.width - offset < stretch ? a.width - offset : stretch;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   };
   const auto read = [&](int64_t offset, const Span& at, A(&xhat)[N], A(&ct)[N], A(&scale)[N]) {
     unpack(load<T, N>(a.z + start + offset, at, aligned), xhat);
-    normalise(xhat, normal);
+    normalise<T>(xhat, normal);
     unpack_any(load_any<A, N>(a.ct_y, start + offset, at, aligned), a.ct_y.dtype, ct);
     load_scale(a, parameters + offset, at, aligned, scale);
   };
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     const int64_t start = row * a.width + offset;
     A xhat[N], ct[N];
     unpack(load<T, N>(a.z + start, at, aligned), xhat);
-    normalise(xhat, normal_of(statistics_of(a, row)));
+    normalise<T>(xhat, Normaliser<T>(a.statistics[row]));
     unpack_any(load_any<A, N>(a.ct_y, start, at, aligned), a.ct_y.dtype, ct);
 #pragma unroll
     for (int e = 0; e < N; ++e) {

@@ -14,9 +14,7 @@ struct Arguments {
 
   Arguments(const PhiResidualLayernormCotangent& call, const RowPlan& plan)
       : z(static_cast<const T*>(call.z)),
-        mean(static_cast<const A*>(call.mean)),
-        low(static_cast<const A*>(call.low)),
-        inverse(static_cast<const A*>(call.inverse)),
+        statistics(static_cast<const RowStatistics<A>*>(call.statistics)),
         scale(static_cast<const A*>(call.scale)),
         ct_y{const_cast<void*>(call.ct_y), call.y_dtype},
         ct_z(static_cast<const T*>(call.ct_z)),
@@ -34,9 +32,7 @@ struct Arguments {
         scale_factor(static_cast<A>(call.scale_factor)) {}
 
   const T* z;
-  const A* mean;
-  const A* low;
-  const A* inverse;
+  const RowStatistics<A>* statistics;
   const A* scale;
   AnyArray ct_y;
   const T* ct_z;
@@ -63,20 +59,9 @@ struct Sums {
 };
 
 template <class T>
-__device__ RowStatistics<Acc<T>> statistics_of(const Arguments<T>& a, int64_t row) {
-  return {a.mean[row], a.low[row], a.inverse[row]};
-}
-
-// xhat of a row is normal_of(its statistics)(z).
-template <class A>
-__device__ Normaliser<A> normal_of(const RowStatistics<A>& row) {
-  return {row, A(1) / kInverse<A>};
-}
-
-template <class A, int N>
-__device__ void normalise(A (&x)[N], const Normaliser<A>& normal) {
+__device__ void normalise(Acc<T> (&x)[kVector<T>], const Normaliser<T>& normal) {
 #pragma unroll
-  for (int e = 0; e < N; ++e) x[e] = normal(x[e]);
+  for (int e = 0; e < kVector<T>; ++e) x[e] = normal(x[e]);
 }
 
 // What a pack of a row adds to the sums along the row.

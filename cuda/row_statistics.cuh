@@ -1,39 +1,45 @@
-// What a layer norm knows of a row: its mean in two numbers, because the rounding of a large mean
-// would show beside a small deviation, and the inverse of its deviation.
+// What a layer norm keeps of a row, and how it normalises by it.
 #pragma once
 
 #include "reduce.cuh"
 
 namespace syntonic {
 
-// inverse = kInverse / sqrt(variance + epsilon): without the factor it would be subnormal where the
-// deviation is near the largest number.
-template <class A>
-constexpr A kInverse = 4;
+// (x - mean) / deviation = (x / 4 + shift) * slope + rest, with deviation = sqrt(variance +
+// epsilon). `rest` is what the rounding of the mean took: it shows where the mean is far above the
+// deviation. By the quarters no difference from the mean overflows, and no slope is subnormal.
 template <class A>
 struct RowStatistics {
-  A mean = 0;
-  A low = 0;
-  A inverse = 0;
+  A shift = 0;  // -mean / 4
+  A slope = 0;  // 4 / deviation
+  A rest = 0;
 };
+static_assert(sizeof(RowStatistics<float>) == kRowStatistics * sizeof(float));
 
-// (x - mean - low) * inverse * factor, as a multiply-add and a sum. No rounding stands between the
-// product of x and what takes most of it away, and no difference from the mean can overflow.
-template <class A>
+// Multiplies the normalised numbers by a factor. Those of 16 bits are too coarse for the rounding
+// of mean / deviation to show: one multiply-add does.
+template <class T>
 class Normaliser {
  public:
-  __device__ Normaliser(const RowStatistics<A>& row, A factor)
-      : slope_(row.inverse * factor),
-        shift_(-row.mean * slope_),
-        rest_(fma(-row.low, slope_, fma(-row.mean, slope_, -shift_))) {}
+  using A = Acc<T>;
 
-  __device__ A operator()(A x) const { return fma(x, slope_, shift_) + rest_; }
-  __device__ A slope() const { return slope_; }
+  __device__ explicit Normaliser(const RowStatistics<A>& row, A factor = 1)
+      : shift_(kOne ? row.shift * (row.slope * factor) + row.rest * factor : row.shift),
+        slope_(row.slope * (kOne ? factor / 4 : factor)),
+        rest_(kOne ? A(0) : row.rest * factor) {}
+
+  __device__ A operator()(A x) const {
+    if constexpr (kOne) return fma(x, slope_, shift_);
+    return fma(fma(x, A(0.25), shift_), slope_, rest_);
+  }
+  // By which x is multiplied in all.
+  __device__ A slope() const { return kOne ? slope_ : slope_ / 4; }
 
  private:
-  A slope_;
+  static constexpr bool kOne = sizeof(T) == 2;
   A shift_;
-  A rest_;  // what rounding took from the shift
+  A slope_;
+  A rest_;
 };
 
 // The power of two that a number is at least, short of the ends of the range.
@@ -76,21 +82,21 @@ __device__ RowStatistics<A> rescaled_statistics(int64_t width, A epsilon, F for_
   const A squares = sums.second - low * sums.first;
   const A variance = squares < A(0) ? A(0) : squares / width;  // NaN stays
   const A deviation = sqrt(variance + epsilon * unit * unit);
-  return {mean / unit, low / unit, kInverse<A> * unit / deviation};
+  return {mean / unit * A(-0.25), 4 * unit / deviation, -low / deviation};
 }
 
 template <class A>
 __device__ RowStatistics<A> statistics_of(const Moments<A>& moments, A epsilon) {
-  const A mean = moments.mean();
-  return {mean, (moments.pivot - mean) + moments.offset,
-          kInverse<A> / sqrt(moments.variance() + epsilon)};
+  const A mean = moments.mean(), low = (moments.pivot - mean) + moments.offset;
+  const A slope = 4 / sqrt(moments.variance() + epsilon);
+  return {mean * A(-0.25), slope, low * (slope * A(-0.25))};
 }
 
 // Whether squares of deviations may have left the range, or are NaN.
 template <class A>
 __device__ bool left_range(const RowStatistics<A>& row) {
   constexpr A kFar = sizeof(A) == 4 ? A(0x1p48) : A(0x1p384);
-  return !(row.inverse > kInverse<A> / kFar && row.inverse < kInverse<A> * kFar);
+  return !(row.slope > 1 / kFar && row.slope < kFar);
 }
 
 }  // namespace syntonic

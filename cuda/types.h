@@ -40,6 +40,10 @@ struct Rows {
   constexpr int64_t elements() const { return groups * count * width; }
 };
 
+// What a layer norm keeps of a row: shift, slope and rest, by which
+// (x - mean) / sqrt(var + epsilon) = (x / 4 + shift) * slope + rest.
+constexpr int kRowStatistics = 3;
+
 // partials x outer x count x inner elements, contiguous: `count` channels, the elements of one
 // being reduced to one result for each partial.
 struct Channels {

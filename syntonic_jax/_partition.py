@@ -93,6 +93,7 @@ class Value(NamedTuple):
     The kinds, with G group dimensions and R row dimensions:
       row      [*G, *R, width]
       vector   [*G, *R]; with planes [*G, *R, elements]
+      statistics [*G, *R, size], a few numbers for each row
       parameter [*G, width]
       scalar   [*G, 1]
       partial  a parameter-shaped sum over rows; leaves the call once for each batch entry
@@ -142,7 +143,9 @@ def row_call(
     static = all(isinstance(n, int) for n in lead + tail)
 
     def shape(value: Value) -> Shape:
-        return (value.size,) if value.kind == "scratch" else shapes[value.kind]
+        if value.kind == "scratch":
+            return (value.size,)
+        return batch + inner + (value.size,) if value.kind == "statistics" else shapes[value.kind]
 
     out = _call(
         target,
@@ -156,6 +159,8 @@ def row_call(
     def finish(value: Value, x: Any) -> Any:
         if value.kind in ("row", "vector"):
             return x.reshape(lead + (tail if value.kind == "row" else tail[1:]))
+        if value.kind == "statistics":
+            return x.reshape((*lead, value.size))
         if value.kind == "parts":
             return x.reshape((*lead[:groups], math.prod(batch[groups:]), *width))
         # The partial sums of a group are consecutive batch entries.
@@ -205,6 +210,7 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, tail: Shape, groups
     factors = {
         "row": dims + columns,
         "vector": dims + columns[1:],
+        "statistics": [*dims, "statistics"],
         "parameter": (lead if groups else []) + column,
         "scalar": (lead if groups else []) + ["one"],
         "partial": lead + column,
@@ -215,6 +221,9 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, tail: Shape, groups
     sizes = dict(zip(dims + columns, batch + inner + tail))
     if any(v.kind == "scalar" for v in operands):
         sizes["one"] = 1
+    for value in (*operands, *results):
+        if value.kind == "statistics":
+            sizes["statistics"] = value.size
     if results[-1].kind == "scratch":
         sizes["scratch"] = results[-1].size
     return _sharding_rule(

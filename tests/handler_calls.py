@@ -13,6 +13,7 @@ ROWS, VECTOR, PARAMETER = floats(6, 4), floats(6), floats(4)
 INTEGERS = floats(6, 4, dtype="int32")
 # Six rows of four channels in planes of five, reduced to three results for each channel.
 PLANES, PARTS = floats(6, 4, 5), floats(3, 4)
+STATISTICS = floats(6, 3)
 MASK, LABELS = floats(6, 4, dtype="bool"), floats(6, dtype="int32")
 LOGITS = {"x": ROWS, "bias": PARAMETER, "weights": ROWS, "scale": floats(1), "mask": MASK}
 NORMALISER = {"max": VECTOR, "log_sum": VECTOR}
@@ -35,11 +36,11 @@ CALLS = {
     "golden_gelu_cotangent": ({"x": ROWS, "ct": ROWS}, {"dx": ROWS}, {}),
     "golden_layer_norm": (
         {"x": ROWS, "scale": PARAMETER, "bias": PARAMETER},
-        {"y": ROWS, "mean": VECTOR, "low": VECTOR, "inverse": VECTOR},
+        {"y": ROWS, "statistics": STATISTICS},
         {"epsilon": 1e-5, "scale_factor": 1.0, "operands": 3, "statistics": 1},
     ),
     "golden_layer_norm_cotangent": (
-        {"x": ROWS, "mean": VECTOR, "low": VECTOR, "inverse": VECTOR, "scale": PARAMETER, "ct_y": ROWS},
+        {"x": ROWS, "statistics": STATISTICS, "scale": PARAMETER, "ct_y": ROWS},
         {"d_x": ROWS, "d_scale": PARTS, "d_bias": PARTS, "scratch": floats(24)},
         {"scale_factor": 1.0, "operands": 1, "results": 7},
     ),
@@ -63,13 +64,12 @@ CALLS = {
     "sum_of_squares_cotangent": ({"x": ROWS, "ct": floats(3)}, {"dx": ROWS}, {}),
     "phi_residual_layernorm": (
         {"identity": ROWS, "residual": ROWS, "scale": PARAMETER, "bias": PARAMETER},
-        {"y": ROWS, "z": ROWS, "mean": VECTOR, "low": VECTOR, "inverse": VECTOR},
+        {"y": ROWS, "z": ROWS, "statistics": STATISTICS},
         {"sum_scale": 1.0, "residual_scale": 0.5, "epsilon": 1e-5, "scale_factor": 1.0}
         | {"operands": 3, "results": 3},
     ),
     "phi_residual_layernorm_cotangent": (
-        {"z": ROWS, "mean": VECTOR, "low": VECTOR, "inverse": VECTOR, "scale": PARAMETER}
-        | {"ct_y": ROWS, "ct_z": ROWS},
+        {"z": ROWS, "statistics": STATISTICS, "scale": PARAMETER} | {"ct_y": ROWS, "ct_z": ROWS},
         {"d_identity": ROWS, "d_residual": ROWS}
         | {"d_scale": floats(3, 4), "d_bias": floats(3, 4), "scratch": floats(24)},
         {"identity_scale": 1.0, "residual_scale": 0.5, "scale_factor": 1.0}
@@ -179,11 +179,6 @@ WRONG = [
         {"bias": floats(0, 4)},
         "bias has 0 rows, which do not divide the 6",
     ),
-    ("phi_residual_layernorm", {"mean": floats(5)}, r"mean must have 6 elements, got \(5,\)"),
-    ("phi_residual_layernorm", {"inverse": floats(7)}, r"inverse must have 6 elements, got \(7,\)"),
-    ("phi_residual_layernorm", {"mean": floats(6, dtype="float16")}, "mean must be float32"),
-    ("phi_residual_layernorm", {"low": floats(5)}, r"low must have 6 elements, got \(5,\)"),
-    ("phi_residual_layernorm", {"low": floats(6, dtype="float16")}, "low must be float32"),
     ("phi_residual_layernorm", {"epsilon": -1e-5}, "attribute epsilon must not be negative"),
     ("phi_residual_layernorm", {"epsilon": float("nan")}, "attribute epsilon must be finite"),
     ("phi_residual_layernorm", {"scale_factor": float("inf")}, "scale_factor must be finite"),
@@ -191,19 +186,23 @@ WRONG = [
     ("phi_residual_layernorm", {"residual_scale": float("nan")}, "residual_scale must be finite"),
     ("phi_residual_layernorm", {"operands": 4}, r"attribute operands must lie in 0\.\.3, got 4"),
     ("phi_residual_layernorm", {"operands": 1}, "takes 3 operands, got 4"),
-    ("phi_residual_layernorm", {"results": 1}, "has 2 results, got 5"),
+    (
+        "phi_residual_layernorm",
+        {"statistics": floats(6, 2)},
+        r"statistics must have 18 elements, got \(6, 2\)",
+    ),
+    (
+        "phi_residual_layernorm",
+        {"statistics": floats(6, 3, dtype="float16")},
+        "statistics must be float32",
+    ),
+    ("phi_residual_layernorm", {"results": 1}, "has 2 results, got 3"),
     ("phi_residual_layernorm", {"results": -1}, r"attribute results must lie in 0\.\.3, got -1"),
     ("phi_residual_layernorm_cotangent", {"ct_y": floats(4, 6)}, "ct_y " + SHAPE.format("z")),
     ("phi_residual_layernorm_cotangent", {"ct_z": floats(4, 6)}, "ct_z " + SHAPE.format("z")),
     ("phi_residual_layernorm_cotangent", {"ct_z": HALF}, "ct_z must be float32, got float16"),
-    ("phi_residual_layernorm_cotangent", {"mean": floats(1)}, "mean must have 6 elements"),
-    ("phi_residual_layernorm_cotangent", {"low": floats(1)}, "low must have 6 elements"),
-    ("phi_residual_layernorm_cotangent", {"low": floats(6, dtype="float16")}, "low must be"),
-    ("phi_residual_layernorm_cotangent", {"inverse": floats(3)}, "inverse must have 6 elements"),
-    ("phi_residual_layernorm_cotangent", {"inverse": floats(6, dtype="float16")}, "inverse must be"),
     ("phi_residual_layernorm_cotangent", {"scale": floats(4, 4)}, "scale has 4 rows, which do not"),
     ("phi_residual_layernorm_cotangent", {"scale": floats(2, 4)}, "no multiple of the 2 rows of"),
-    ("phi_residual_layernorm_cotangent", {"mean": floats(6, dtype="float16")}, "mean must be"),
     ("phi_residual_layernorm_cotangent", {"d_scale": HALF_SUMS}, "d_scale must be float32"),
     ("phi_residual_layernorm_cotangent", {"d_bias": HALF_SUMS}, "d_bias must be float32"),
     ("phi_residual_layernorm_cotangent", {"d_identity": floats(4, 6)}, "d_identity " + SHAPE[:10]),
@@ -224,6 +223,12 @@ WRONG = [
     ("phi_residual_layernorm_cotangent", {"scratch": floats(24, dtype="float64")}, "scratch must"),
     ("phi_residual_layernorm_cotangent", {"scratch": None}, "result scratch is missing"),
     ("phi_residual_layernorm_cotangent", {"results": 3}, "has 2 results, got 5"),
+    ("phi_residual_layernorm_cotangent", {"statistics": VECTOR}, "must have 18 elements"),
+    (
+        "phi_residual_layernorm_cotangent",
+        {"statistics": floats(6, 3, dtype="float16")},
+        "statistics must be float32",
+    ),
     ("phi_residual_layernorm_cotangent", {"results": 0}, r"results must lie in 1\.\.15, got 0"),
     ("phi_residual_layernorm_cotangent", {"results": 16}, r"results must lie in 1\.\.15, got 16"),
     ("phi_residual_layernorm_cotangent", {"operands": 4}, r"operands must lie in 0\.\.3, got 4"),
@@ -233,21 +238,15 @@ WRONG = [
     ("golden_layer_norm", {"y": floats(4, 6)}, "y " + SHAPE.format("x")),
     ("golden_layer_norm", {"scale": floats(5)}, r"scale must have rows of 4 .*, got \(5,\)"),
     ("golden_layer_norm", {"bias": floats(4, dtype="float16")}, "bias must be float32"),
-    ("golden_layer_norm", {"mean": floats(5)}, r"mean must have 6 elements, got \(5,\)"),
-    ("golden_layer_norm", {"low": floats(5)}, r"low must have 6 elements, got \(5,\)"),
-    ("golden_layer_norm", {"inverse": floats(6, dtype="float16")}, "inverse must be float32"),
     ("golden_layer_norm", {"epsilon": -1.0}, "attribute epsilon must not be negative"),
     ("golden_layer_norm", {"epsilon": float("inf")}, "attribute epsilon must be finite"),
     ("golden_layer_norm", {"scale_factor": float("nan")}, "scale_factor must be finite"),
     ("golden_layer_norm", {"operands": 4}, r"operands must lie in 0\.\.3, got 4"),
     ("golden_layer_norm", {"statistics": 2}, r"statistics must lie in 0\.\.1, got 2"),
-    ("golden_layer_norm", {"statistics": 0}, "has 1 results, got 4"),
+    ("golden_layer_norm", {"statistics": 0}, "has 1 results, got 2"),
     ("golden_layer_norm_cotangent", {"ct_y": floats(4, 6)}, "ct_y " + SHAPE.format("x")),
     ("golden_layer_norm_cotangent", {"d_x": floats(4, 6)}, "d_x " + SHAPE.format("x")),
     ("golden_layer_norm_cotangent", {"d_x": HALF}, "d_x must be float32, got float16"),
-    ("golden_layer_norm_cotangent", {"mean": floats(1)}, "mean must have 6 elements"),
-    ("golden_layer_norm_cotangent", {"low": floats(1)}, "low must have 6 elements"),
-    ("golden_layer_norm_cotangent", {"inverse": floats(6, dtype="float16")}, "inverse must be"),
     ("golden_layer_norm_cotangent", {"scale": floats(2, 4)}, "no multiple of the 2 rows of"),
     ("golden_layer_norm_cotangent", {"d_scale": HALF_SUMS}, "d_scale must be float32"),
     ("golden_layer_norm_cotangent", {"d_bias": floats(2, 4)}, "of d_scale, got "),

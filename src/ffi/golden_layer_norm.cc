@@ -10,34 +10,28 @@ constexpr int32_t kScale = 1;
 constexpr int32_t kBias = 2;
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               double epsilon, double scale_factor, int32_t given, int32_t statistics) {
+               double epsilon, double scale_factor, int32_t given, int32_t keeps) {
   Call call("syntonic_golden_layer_norm", operands, results);
   call.finite("epsilon", epsilon);
   call.finite("scale_factor", scale_factor);
   call.require(epsilon >= 0, "attribute epsilon must not be negative, got ", epsilon);
   call.in_range("operands", given, 0, 3);
-  call.in_range("statistics", statistics, 0, 1);
+  call.in_range("statistics", keeps, 0, 1);
   const Array x = call.operand("x");
   const Array scale = call.operand_if(given & kScale, "scale");
   const Array bias = call.operand_if(given & kBias, "bias");
   const Array y = call.result("y");
-  const Array mean = call.result_if(statistics, "mean");
-  const Array low = call.result_if(statistics, "low");
-  const Array inverse = call.result_if(statistics, "inverse");
+  const Array statistics = call.result_if(keeps, "statistics");
   call.has_shape_of(y, x);
   const Rows rows = call.rows(x, {scale, bias});
-  for (const Array& array : {mean, low, inverse}) {
-    call.has_dtype(array, accumulation(x.dtype));
-    call.has_count(array, rows.total());
-  }
+  call.has_dtype(statistics, accumulation(x.dtype));
+  call.has_count(statistics, kRowStatistics * rows.total());
   const GoldenLayerNorm arguments{
       .x = x.data,
       .scale = scale.data,
       .bias = bias.data,
       .y = y.data,
-      .mean = mean.data,
-      .low = low.data,
-      .inverse = inverse.data,
+      .statistics = statistics.data,
       .dtype = x.dtype,
       .y_dtype = y.dtype,
       .rows = rows,
@@ -60,9 +54,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   call.in_range("operands", given, 0, 1);
   call.in_range("results", wanted, 1, 7);
   const Array x = call.operand("x");
-  const Array mean = call.operand("mean");
-  const Array low = call.operand("low");
-  const Array inverse = call.operand("inverse");
+  const Array statistics = call.operand("statistics");
   const Array scale = call.operand_if(given & kScale, "scale");
   const Array ct_y = call.operand("ct_y");
   const Array d_x = call.result_if(wanted & kDX, "d_x");
@@ -71,17 +63,15 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   const Array scratch = call.result_if(wanted & (kDScale | kDBias), "scratch");
   for (const Array& array : {ct_y, d_x}) call.has_shape_of(array, x);
   call.has_dtype(d_x, x.dtype);
-  for (const Array& array : {mean, low, inverse, d_scale, d_bias, scratch}) {
+  for (const Array& array : {statistics, d_scale, d_bias, scratch}) {
     call.has_dtype(array, accumulation(x.dtype));
   }
   const Rows rows = call.rows(x, {scale});
-  for (const Array& array : {mean, low, inverse}) call.has_count(array, rows.total());
+  call.has_count(statistics, kRowStatistics * rows.total());
   const int64_t partials = call.partials(d_scale, d_bias, rows, "x");
   const GoldenLayerNormCotangent arguments{
       .x = x.data,
-      .mean = mean.data,
-      .low = low.data,
-      .inverse = inverse.data,
+      .statistics = statistics.data,
       .scale = scale.data,
       .ct_y = ct_y.data,
       .d_x = d_x.data,

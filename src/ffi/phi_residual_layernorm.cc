@@ -29,16 +29,12 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   const Array bias = call.operand_if(given & kBias, "bias");
   const Array y = call.result("y");
   const Array z = call.result_if(wanted & kZ, "z");
-  const Array mean = call.result_if(wanted & kStatistics, "mean");
-  const Array low = call.result_if(wanted & kStatistics, "low");
-  const Array inverse = call.result_if(wanted & kStatistics, "inverse");
+  const Array statistics = call.result_if(wanted & kStatistics, "statistics");
   for (const Array& array : {residual, y, z}) call.has_shape_of(array, identity);
   for (const Array& array : {residual, z}) call.has_dtype(array, identity.dtype);
   const Rows rows = call.rows(identity, {scale, bias});
-  for (const Array& array : {mean, low, inverse}) {
-    call.has_dtype(array, accumulation(identity.dtype));
-    call.has_count(array, rows.total());
-  }
+  call.has_dtype(statistics, accumulation(identity.dtype));
+  call.has_count(statistics, kRowStatistics * rows.total());
   const PhiResidualLayernorm arguments{
       .identity = identity.data,
       .residual = residual.data,
@@ -46,9 +42,7 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
       .bias = bias.data,
       .y = y.data,
       .z = z.data,
-      .mean = mean.data,
-      .low = low.data,
-      .inverse = inverse.data,
+      .statistics = statistics.data,
       .dtype = identity.dtype,
       .y_dtype = y.dtype,
       .rows = rows,
@@ -78,9 +72,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   call.in_range("operands", given, 0, 3);
   call.in_range("results", wanted, 1, 15);
   const Array z = call.operand("z");
-  const Array mean = call.operand("mean");
-  const Array low = call.operand("low");
-  const Array inverse = call.operand("inverse");
+  const Array statistics = call.operand("statistics");
   const Array scale = call.operand_if(given & kScale, "scale");
   const Array ct_y = call.operand("ct_y");
   const Array ct_z = call.operand_if(given & kCtZ, "ct_z");
@@ -92,16 +84,13 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   const DType acc = accumulation(z.dtype);
   for (const Array& array : {ct_y, ct_z, d_identity, d_residual}) call.has_shape_of(array, z);
   for (const Array& array : {ct_z, d_identity, d_residual}) call.has_dtype(array, z.dtype);
-  for (const Array& array : {mean, low, inverse, d_scale, d_bias, scratch})
-    call.has_dtype(array, acc);
+  for (const Array& array : {statistics, d_scale, d_bias, scratch}) call.has_dtype(array, acc);
   const Rows rows = call.rows(z, {scale});
-  for (const Array& array : {mean, low, inverse}) call.has_count(array, rows.total());
+  call.has_count(statistics, kRowStatistics * rows.total());
   const int64_t partials = call.partials(d_scale, d_bias, rows, "z");
   const PhiResidualLayernormCotangent arguments{
       .z = z.data,
-      .mean = mean.data,
-      .low = low.data,
-      .inverse = inverse.data,
+      .statistics = statistics.data,
       .scale = scale.data,
       .ct_y = ct_y.data,
       .ct_z = ct_z.data,

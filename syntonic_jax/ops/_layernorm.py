@@ -1,12 +1,16 @@
 """The layer norm of rows in jnp, and its derivatives: what the layer norm operations share.
 
-Rows are [*G, *R, width], means [*G, *R] and parameters [*G, width], G being the group dimensions
+Rows are [*G, *R, width] and parameters [*G, width], G being the group dimensions
 (_rows.py). Parameters and statistics are in the accumulation type, and so are all results.
 `scale` and `bias` are sequences of one parameter, or of none.
 
-Of a row is kept its mean in two numbers, mean + low, because the rounding of a large mean would show
-beside a small deviation, and inverse = 4 / √(var + ε): without the 4 it would be subnormal where the
-deviation is near the largest number. The derivative of the mean is that of the first number.
+What is kept of a row are its statistics [*G, *R, 3], the numbers shift, slope and rest by which
+
+    x̂ = (x − mean) / √(var + ε) = (x / 4 + shift) · slope + rest.
+
+shift = −mean / 4 for a mean that is rounded, slope = 4 / √(var + ε), and rest is what the rounding
+took: beside a small deviation that of a large mean would show. By the quarters no difference from
+the mean overflows, and no slope is subnormal. The derivative of rest is not counted.
 """
 
 from __future__ import annotations
@@ -20,8 +24,6 @@ from jax import lax
 
 from ._numerics import settled, widen
 
-INVERSE = 4.0
-
 
 def layernorm(
     z: Any,
@@ -33,8 +35,8 @@ def layernorm(
     *,
     dtype: Any,
     ordinary: bool = False,
-) -> tuple[Any, Any, Any, Any]:
-    """y, mean, low and inverse of rows z, numbers of type `dtype`.
+) -> tuple[Any, Any]:
+    """y and the statistics of rows z, numbers of type `dtype`.
 
     `ordinary` promises that no square of z leaves the range of its type (`is_ordinary`), and that
     this is a computation of its own.
@@ -49,15 +51,14 @@ def layernorm(
     mean = z.mean(-1, keepdims=True)
     mean = mean if ordinary else settled(mean)
     deviations = z - mean
-    # What rounding left in the mean shows where it is far above the deviation.
     low = deviations.mean(-1, keepdims=True)
     var = jnp.maximum(jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low), 0)
     rstd = lax.rsqrt(var + epsilon)
     y = _affine((deviations - low) * rstd, scale, bias, scale_factor, groups)
-    inverse = INVERSE * rstd
+    shift, slope, rest = mean * -0.25, 4 * rstd, -low * rstd
     if unit is not None:
-        mean, low, inverse = mean / unit, low / unit, inverse * unit
-    return y, mean[..., 0], low[..., 0], inverse[..., 0]
+        shift, slope = shift / unit, slope * unit
+    return y, jnp.concatenate([shift, slope, rest], -1)
 
 
 def is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
@@ -74,27 +75,26 @@ def is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
 
 
 def layernorm_jvp(
-    z, mean, low, inverse, scale, dz, d_scale, d_bias, scale_factor, groups
-) -> tuple[Any, Any, Any]:
-    """The tangents of y, mean and inverse; those of the parameters may be None."""
-    unit, *line = _normaliser(mean, low, inverse)
-    x_hat = _normalised(z, unit, *line)
-    d_mean, d_deviation = dz.mean(-1), (x_hat * dz).mean(-1)
-    dx_hat = (dz - d_mean[..., None]) - x_hat * d_deviation[..., None]
-    dy = _affine(dx_hat * unit * line[-1], scale, (), scale_factor, groups)
+    z, statistics, scale, dz, d_scale, d_bias, scale_factor, groups
+) -> tuple[Any, Any]:
+    """The tangents of y and the statistics; those of the parameters may be None."""
+    x_hat, slope = _normalised(z, statistics), _slope(statistics)
+    d_mean, d_deviation = (t.mean(-1, keepdims=True) for t in (dz, x_hat * dz))
+    dx_hat = ((dz - d_mean) - x_hat * d_deviation) * 0.25 * slope
+    dy = _affine(dx_hat, scale, (), scale_factor, groups)
     if d_scale is not None:
         dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
     if d_bias is not None:
         dy = dy + _to_rows(d_bias, z, groups)
-    return dy, d_mean, -jnp.square(inverse) / INVERSE * d_deviation
+    d_slope = jnp.square(slope) * -0.25 * d_deviation
+    return dy, jnp.concatenate([d_mean * -0.25, d_slope, jnp.zeros_like(d_slope)], -1)
 
 
 def layernorm_vjp(
-    z, mean, low, inverse, scale, ct_y, ct_mean, ct_inverse, scale_factor, groups
+    z, statistics, scale, ct_y, ct_statistics, scale_factor, groups
 ) -> tuple[Any, Any, Any]:
     """The cotangents of z, scale and bias; those of the results may be None."""
-    unit, *line = _normaliser(mean, low, inverse)
-    x_hat = _normalised(z, unit, *line)
+    x_hat, slope = _normalised(z, statistics), _slope(statistics)
     width = z.shape[-1]
     over_rows = tuple(range(groups, z.ndim - 1))
     dz = jnp.zeros_like(x_hat)
@@ -103,14 +103,12 @@ def layernorm_vjp(
         ct_y = ct_y.astype(x_hat.dtype)
         w = _affine(ct_y, scale, (), scale_factor, groups)
         across = w.mean(-1, keepdims=True) + x_hat * (w * x_hat).mean(-1, keepdims=True)
-        dz = (w - across) * unit * line[-1]
+        dz = (w - across) * 0.25 * slope
         d_scale = (ct_y * x_hat).sum(over_rows) * scale_factor
         d_bias = ct_y.sum(over_rows)
-    if ct_mean is not None:
-        dz = dz + (ct_mean / width)[..., None]
-    if ct_inverse is not None:
-        ct_deviation = -jnp.square(inverse) / INVERSE * ct_inverse
-        dz = dz + x_hat * (ct_deviation / width)[..., None]
+    if ct_statistics is not None:
+        ct_deviation = jnp.square(slope) * -0.25 * _slope(ct_statistics)
+        dz = dz + (ct_statistics[..., :1] * -0.25 + x_hat * ct_deviation) / width
     return dz, d_scale, d_bias
 
 
@@ -152,19 +150,10 @@ def _unit(z: Any, epsilon: float) -> Any:
     return 1 / lax.reduce_precision(largest, info.nexp, 0)
 
 
-def _normaliser(mean: Any, low: Any, inverse: Any) -> tuple[Any, ...]:
-    """unit, mean, low and 1 / deviation for rows that are multiplied by `unit` first.
-
-    It is a power of two: 1, but where 1 / deviation comes near the ends of the range.
-    """
-    exponent = jnp.finfo(inverse.dtype).maxexp
-    far, step = 2.0 ** (exponent * 3 // 4), 2.0 ** (exponent // 2)
-    unit = jnp.where(inverse < 1 / far, 1 / step, jnp.where(inverse > far, step, 1.0))
-    unit = unit.astype(inverse.dtype)
-    found = unit, mean * unit, low * unit, inverse * (1 / INVERSE / unit)
-    return tuple(v[..., None] for v in found)
+def _normalised(z: Any, statistics: Any) -> Any:
+    """x̂."""
+    return (widen(z) * 0.25 + statistics[..., :1]) * _slope(statistics) + statistics[..., 2:]
 
 
-def _normalised(z: Any, unit: Any, mean: Any, low: Any, rstd: Any) -> Any:
-    """x̂ of rows, by what `_normaliser` returned."""
-    return ((widen(z) * unit - mean) - low) * rstd
+def _slope(statistics: Any) -> Any:
+    return statistics[..., 1:2]

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from .._partition import Value, row_call
-from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes, zero_like
+from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode
 from ._layernorm import is_ordinary, layernorm, layernorm_jvp, layernorm_vjp, scratch_size
@@ -128,10 +128,10 @@ def _reference(
     ordinary=False,
 ):  # fmt: skip
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, *statistics = layernorm(
+    y, statistics = layernorm(
         x, scale, bias, epsilon, scale_factor, groups, dtype=x.dtype, ordinary=ordinary
     )
-    return (y.astype(dtype), *statistics) if residuals else (y.astype(dtype),)
+    return (y.astype(dtype), statistics) if residuals else (y.astype(dtype),)
 
 
 def _is_ordinary(x, *_, epsilon, **__):
@@ -139,26 +139,25 @@ def _is_ordinary(x, *_, epsilon, **__):
 
 
 def _tangent_reference(
-    x, mean, low, inverse, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
+    x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
     dx, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
     dx = jnp.zeros_like(widen(x)) if dx is None else widen(dx)
-    dy, d_mean, d_inverse = layernorm_jvp(
-        x, mean, low, inverse, scale, dx, d_scale, d_bias, scale_factor, groups
+    dy, d_statistics = layernorm_jvp(
+        x, statistics, scale, dx, d_scale, d_bias, scale_factor, groups
     )
-    results = (dy.astype(dtype), d_mean, d_inverse)
-    return tuple(r for r, wanted in zip(results, outputs) if wanted)
+    return tuple(r for r, wanted in zip((dy.astype(dtype), d_statistics), outputs) if wanted)
 
 
 def _cotangent_reference(
-    x, mean, low, inverse, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
+    x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
     del dtype
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_mean, ct_inverse = [next(cotangents) if o else None for o in outputs]
+    ct_y, ct_statistics = [next(cotangents) if o else None for o in outputs]
     dx, d_scale, d_bias = layernorm_vjp(
-        x, mean, low, inverse, scale, ct_y, ct_mean, ct_inverse, scale_factor, groups
+        x, statistics, scale, ct_y, ct_statistics, scale_factor, groups
     )
     return tuple(r for r, i in zip((dx.astype(x.dtype), d_scale, d_bias), inputs) if i)
 
@@ -174,7 +173,7 @@ def _kernel(x, *parameters, devices, **params):
         "syntonic_golden_layer_norm",
         [Value("row", x)] + [Value("parameter", p) for p in parameters],
         [Value("row", dtype=params["dtype"])]
-        + [Value("vector", dtype=accumulation)] * (3 * params["residuals"]),
+        + [Value("statistics", dtype=accumulation, size=3)] * params["residuals"],
         groups=params["groups"],
         devices=devices,
         epsilon=params["epsilon"],
@@ -184,11 +183,11 @@ def _kernel(x, *parameters, devices, **params):
     )
 
 
-def _cotangent_kernel(x, mean, low, inverse, *operands, devices, **params):
+def _cotangent_kernel(x, statistics, *operands, devices, **params):
     inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
     # Cotangents of the statistics come only with second derivatives.
-    if x.size == 0 or outputs != (True, False, False):
-        return _cotangent_reference(x, mean, low, inverse, *operands, **params)
+    if x.size == 0 or outputs != (True, False):
+        return _cotangent_reference(x, statistics, *operands, **params)
     accumulation = accumulation_dtype(x.dtype)
     sums = sum(inputs[1:])
     results = [Value("row", dtype=x.dtype)] * inputs[0]
@@ -197,8 +196,7 @@ def _cotangent_kernel(x, mean, low, inverse, *operands, devices, **params):
         results.append(Value("scratch", dtype=accumulation, size=scratch_size(x) * sums))
     return row_call(
         "syntonic_golden_layer_norm_cotangent",
-        [Value("row", x)]
-        + [Value("vector", v) for v in (mean, low, inverse)]
+        [Value("row", x), Value("statistics", statistics, size=3)]
         + [Value("parameter", p) for p in operands[:has_scale]]
         + [Value("row", operands[has_scale])],
         results,
@@ -231,7 +229,7 @@ golden_layer_norm_cotangent_p = define(
 
 
 def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
-    y, mean, low, inverse = bind(
+    y, statistics = bind(
         golden_layer_norm_p,
         *primals,
         has_bias=has_bias,
@@ -241,36 +239,33 @@ def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
     )
     has_scale = params["has_scale"]
     present = iter([not is_zero(t) for t in tangents])
-    dy, *others = bind(
+    tangents = bind(
         golden_layer_norm_tangent_p,
-        *(primals[0], mean, low, inverse),
+        *(primals[0], statistics),
         *primals[1 : 1 + has_scale],
         *(t for t in tangents if not is_zero(t)),
         inputs=tuple(exists and next(present) for exists in (True, has_scale, has_bias)),
-        outputs=(True, residuals, residuals),
+        outputs=(True, residuals),
         **params,
     )
-    if not residuals:
-        return [y], [dy]
-    d_mean, d_inverse = others
-    return [y, mean, low, inverse], [dy, d_mean, zero_like(low), d_inverse]
+    return [y, statistics][: 1 + residuals], tangents
 
 
 _INPUT_KINDS = ("row", "parameter", "parameter")
-_OUTPUT_KINDS = ("row", "vector", "vector")
+_OUTPUT_KINDS = ("row", "row")
 
 
 def _kinds(*, has_scale, has_bias, **_):
-    return ["row"] + ["parameter"] * (has_scale + has_bias), ["row"] + ["vector"] * 3
+    return ["row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
 
 
 def _tangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "row"] + ["parameter"] * has_scale
     return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
 
 
 def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "row"] + ["parameter"] * has_scale
     return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
 
 
@@ -281,7 +276,7 @@ transposes(
     _tangent_reference,
     _cotangent_reference,
     # Scale and bias reach y only.
-    reach=((True,) * 3, (True, False, False), (True, False, False)),
+    reach=((True, True), (True, False), (True, False)),
 )
 batch_rows(golden_layer_norm_p, _kinds)
 batch_rows(golden_layer_norm_tangent_p, _tangent_kinds)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
 from .._partition import Value, row_call
-from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes, zero_like
+from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import PhiResidualMode, check_mode
 from ._layernorm import is_ordinary, layernorm, layernorm_jvp, layernorm_vjp, scratch_size
@@ -135,10 +135,10 @@ def _reference(
 ):  # fmt: skip
     z = round_to(golden_sum(identity, residual, mode), identity.dtype)
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, *statistics = layernorm(
+    y, statistics = layernorm(
         z, scale, bias, epsilon, scale_factor, groups, dtype=identity.dtype, ordinary=ordinary
     )
-    results = (y.astype(dtype), z.astype(identity.dtype), *statistics)
+    results = (y.astype(dtype), z.astype(identity.dtype), statistics)
     return results if residuals else results[: 1 + return_sum]
 
 
@@ -148,30 +148,28 @@ def _is_ordinary(identity, residual, *_, mode, epsilon, **__):
 
 
 def _tangent_reference(
-    z, mean, low, inverse, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
-    outputs,
-):  # fmt: skip
+    z, statistics, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
+):
     scale, tangents = operands[:has_scale], iter(operands[has_scale:])
     d_identity, d_residual, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
     dz = jnp.zeros_like(widen(z))
     for d, coefficient in zip((d_identity, d_residual), branch_scales(mode)):
         if d is not None:
             dz = dz + coefficient * widen(d)
-    dy, d_mean, d_inverse = layernorm_jvp(
-        z, mean, low, inverse, scale, dz, d_scale, d_bias, scale_factor, groups
+    dy, d_statistics = layernorm_jvp(
+        z, statistics, scale, dz, d_scale, d_bias, scale_factor, groups
     )
-    results = (dy.astype(dtype), dz.astype(z.dtype), d_mean, d_inverse)
+    results = (dy.astype(dtype), dz.astype(z.dtype), d_statistics)
     return tuple(r for r, wanted in zip(results, outputs) if wanted)
 
 
 def _cotangent_reference(
-    z, mean, low, inverse, *operands, has_scale, mode, scale_factor, dtype, groups, inputs,
-    outputs,
-):  # fmt: skip
+    z, statistics, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
+):
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_z, ct_mean, ct_inverse = [next(cotangents) if o else None for o in outputs]
+    ct_y, ct_z, ct_statistics = [next(cotangents) if o else None for o in outputs]
     dz, d_scale, d_bias = layernorm_vjp(
-        z, mean, low, inverse, scale, ct_y, ct_mean, ct_inverse, scale_factor, groups
+        z, statistics, scale, ct_y, ct_statistics, scale_factor, groups
     )
     if ct_z is not None:
         dz = dz + widen(ct_z)
@@ -190,7 +188,7 @@ def _kernel(identity, residual, *parameters, devices, **params):
     keep_sum = params["return_sum"] or params["residuals"]
     results = [Value("row", dtype=params["dtype"])]
     results += [Value("row", dtype=identity.dtype)] * keep_sum
-    results += [Value("vector", dtype=accumulation)] * (3 * params["residuals"])
+    results += [Value("statistics", dtype=accumulation, size=3)] * params["residuals"]
     return row_call(
         "syntonic_phi_residual_layernorm",
         [Value("row", identity), Value("row", residual)]
@@ -207,12 +205,12 @@ def _kernel(identity, residual, *parameters, devices, **params):
     )
 
 
-def _cotangent_kernel(z, mean, low, inverse, *operands, devices, **params):
+def _cotangent_kernel(z, statistics, *operands, devices, **params):
     inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
     # The kernel is for what a training step asks. Without a cotangent of y nothing is reduced;
     # cotangents of the statistics come only with second derivatives.
     if z.size == 0 or not outputs[0] or any(outputs[2:]):
-        return _cotangent_reference(z, mean, low, inverse, *operands, **params)
+        return _cotangent_reference(z, statistics, *operands, **params)
     identity_scale, residual_scale = branch_scales(params["mode"])
     shared = identity_scale == residual_scale and inputs[0] and inputs[1]
     wanted = (inputs[0], inputs[1] and not shared, *inputs[2:])  # one buffer serves both
@@ -224,8 +222,7 @@ def _cotangent_kernel(z, mean, low, inverse, *operands, devices, **params):
     scale, cotangents = operands[:has_scale], operands[has_scale:]
     out = row_call(
         "syntonic_phi_residual_layernorm_cotangent",
-        [Value("row", z)]
-        + [Value("vector", v) for v in (mean, low, inverse)]
+        [Value("row", z), Value("statistics", statistics, size=3)]
         + [Value("parameter", p) for p in scale]
         + [Value("row", ct) for ct in cotangents],
         results,
@@ -261,7 +258,7 @@ phi_residual_layernorm_cotangent_p = define(
 
 
 def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **params):
-    y, z, mean, low, inverse = bind(
+    y, z, statistics = bind(
         phi_residual_layernorm_p,
         *primals,
         has_bias=has_bias,
@@ -270,41 +267,37 @@ def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **param
         residuals=True,
         **params,
     )
+    count = 3 if residuals else 1 + return_sum
     has_scale = params["has_scale"]
     present = iter([not is_zero(t) for t in tangents])
     exists = (True, True, has_scale, has_bias)
     tangents = bind(
         phi_residual_layernorm_tangent_p,
-        *(z, mean, low, inverse),
+        *(z, statistics),
         *primals[2 : 2 + has_scale],
         *(t for t in tangents if not is_zero(t)),
         inputs=tuple(e and next(present) for e in exists),
-        outputs=(True, return_sum or residuals, residuals, residuals),
+        outputs=tuple(i < count for i in range(3)),
         **params,
     )
-    if not residuals:
-        return [y, z][: 1 + return_sum], tangents
-    dy, dz, d_mean, d_inverse = tangents
-    results = [y, z, mean, low, inverse]
-    return results, [dy, dz, d_mean, zero_like(low), d_inverse]
+    return [y, z, statistics][:count], tangents
 
 
 _INPUT_KINDS = ("row", "row", "parameter", "parameter")
-_OUTPUT_KINDS = ("row", "row", "vector", "vector")
+_OUTPUT_KINDS = ("row", "row", "row")
 
 
 def _kinds(*, has_scale, has_bias, **_):
-    results = ["row", "row", "vector", "vector", "vector"]
-    return ["row", "row"] + ["parameter"] * (has_scale + has_bias), results
+    return ["row", "row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
 
 
 def _tangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "row"] + ["parameter"] * has_scale
     return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
 
 
 def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "vector", "vector", "vector"] + ["parameter"] * has_scale
+    residuals = ["row", "row"] + ["parameter"] * has_scale
     return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
 
 
@@ -315,7 +308,7 @@ transposes(
     _tangent_reference,
     _cotangent_reference,
     # Scale and bias reach y only.
-    reach=((True,) * 4, (True,) * 4, (True, False, False, False), (True, False, False, False)),
+    reach=((True,) * 3, (True,) * 3, (True, False, False), (True, False, False)),
 )
 batch_rows(phi_residual_layernorm_p, _kinds)
 batch_rows(phi_residual_layernorm_tangent_p, _tangent_kinds)

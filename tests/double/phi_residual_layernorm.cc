@@ -43,10 +43,12 @@ Status phi_residual_layernorm(Stream, const PhiResidualLayernorm& call) {
       Wide squares = 0;
       for (const T value : z) squares += (value - exact_mean) * (value - exact_mean);
       const Wide deviation = std::sqrt(squares / width + static_cast<Wide>(call.epsilon));
-      const T mean = static_cast<T>(exact_mean);
-      store(call.mean, acc, row, mean);
-      store(call.low, acc, row, static_cast<double>(exact_mean - mean));
-      store(call.inverse, acc, row, static_cast<double>(4 / deviation));
+      const Wide mean = static_cast<T>(exact_mean);
+      const int64_t statistics = row * kRowStatistics;
+      store(call.statistics, acc, statistics, static_cast<double>(mean / -4));
+      store(call.statistics, acc, statistics + 1, static_cast<double>(4 / deviation));
+      store(call.statistics, acc, statistics + 2,
+            static_cast<double>((mean - exact_mean) / deviation));
       const int64_t group = row / call.rows.count * width;
       for (int64_t j = 0; j < width; ++j) {
         const T scale = static_cast<T>(parameter(call.scale, acc, group + j, 1));
@@ -74,14 +76,17 @@ Status phi_residual_layernorm_cotangent(Stream, const PhiResidualLayernormCotang
     for (int64_t row = 0; row < call.rows.total(); ++row) {
       const int64_t first = row * width;
       const int64_t group = row / call.rows.count * width;
-      const Wide mean = static_cast<Wide>(load(call.mean, acc, row)) + load(call.low, acc, row);
-      const Wide rstd = static_cast<Wide>(load(call.inverse, acc, row)) / 4;
+      const int64_t statistics = row * kRowStatistics;
+      const Wide shift = load(call.statistics, acc, statistics);
+      const Wide slope = load(call.statistics, acc, statistics + 1);
+      const Wide rest = load(call.statistics, acc, statistics + 2);
       double sum = 0;
       double product = 0;
       for (int64_t j = 0; j < width; ++j) {
         const T ct = static_cast<T>(load(call.ct_y, call.y_dtype, first + j));
         const T factor = static_cast<T>(call.scale_factor);
-        xhat[j] = static_cast<T>((load(call.z, call.dtype, first + j) - mean) * rstd);
+        const Wide z = load(call.z, call.dtype, first + j);
+        xhat[j] = static_cast<T>((z / 4 + shift) * slope + rest);
         weighted[j] = static_cast<T>(parameter(call.scale, acc, group + j, 1)) * factor * ct;
         sum += weighted[j];
         product += static_cast<double>(weighted[j]) * xhat[j];
@@ -93,7 +98,7 @@ Status phi_residual_layernorm_cotangent(Stream, const PhiResidualLayernormCotang
       for (int64_t j = 0; j < width; ++j) {
         const T ct_z = static_cast<T>(call.ct_z ? load(call.ct_z, call.dtype, first + j) : 0);
         const T centred = weighted[j] - mean_weighted - xhat[j] * mean_product;
-        const T dz = static_cast<T>(rstd * centred) + ct_z;
+        const T dz = static_cast<T>(slope / 4 * centred) + ct_z;
         store(call.d_identity, call.dtype, first + j, static_cast<T>(call.identity_scale) * dz);
         store(call.d_residual, call.dtype, first + j, static_cast<T>(call.residual_scale) * dz);
       }

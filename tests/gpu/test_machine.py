@@ -161,11 +161,11 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
     rows, acc = 5, oracles.accumulation(dtype)
     x, r, ct_y, ct_z = (jnp.asarray(rng.normal(size=(rows, width)), dtype) for _ in range(4))
     scale, bias = (jnp.asarray(rng.normal(size=(1, width)), acc) for _ in range(2))
-    like, vector = ((rows, width), dtype), ((rows,), acc)
-    y, z, *statistics = shifted(
+    like = ((rows, width), dtype)
+    y, z, statistics = shifted(
         "syntonic_phi_residual_layernorm",
         (x, r, scale, bias),
-        (like, like, vector, vector, vector),
+        (like, like, ((rows, 3), acc)),
         sum_scale=1.0,
         residual_scale=oracles.PHI_INV,
         epsilon=1e-5,
@@ -179,7 +179,7 @@ def test_misaligned_layernorm(width, dtype, rng, x64, shifted_targets):
     parameter = ((1, width), acc)
     *found, _ = shifted(
         "syntonic_phi_residual_layernorm_cotangent",
-        (z, *statistics, scale, ct_y, ct_z),
+        (z, statistics, scale, ct_y, ct_z),
         (like, like, parameter, parameter, ((4 * width,), acc)),
         identity_scale=1.0,
         residual_scale=oracles.PHI_INV,

@@ -19,9 +19,9 @@ NORMS = {
     "phi_residual_layernorm": lambda x, **options: phi_residual_layernorm(
         x, jnp.zeros_like(x), epsilon=0.0, **options
     ),
-    "golden_batch_norm": lambda x, **options: golden_batch_norm(
-        x.T, target_variance="standard", epsilon=0.0, **options
-    )[0].T,
+    "golden_batch_norm": lambda x, **options: (
+        golden_batch_norm(x.T, target_variance="standard", epsilon=0.0, **options)[0].T
+    ),
 }
 
 

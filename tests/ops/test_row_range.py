@@ -1,4 +1,4 @@
-"""Rows of any finite numbers, large and small, have the layer norm that unbounded exponents give."""
+"""The layer norm of rows of any finite numbers is that of exponents without bounds."""
 
 import jax
 import jax.numpy as jnp
