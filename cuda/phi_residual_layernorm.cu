@@ -100,58 +100,88 @@ __device__ void store_normalised(const Arguments<T>& a, int64_t start, int64_t p
   store_any<T>(a.y, start, at, vector, y);
 }
 
-// Whether a row is left to normalise_rescaled. No square of a float16 number leaves the range.
+// Whether squares of numbers of this type can leave the range of their accumulation type.
 template <class T>
-__device__ bool is_odd(const RowStatistics<Acc<T>>& found) {
-  return !std::is_same_v<T, f16> && left_range(found);
+constexpr bool kMayLeaveRange = !std::is_same_v<T, f16>;
+
+// One number of z.
+template <class T>
+__device__ Acc<T> residual_sum(const Arguments<T>& a, int64_t i) {
+  const Acc<T> identity = static_cast<Acc<T>>(a.identity[i]);
+  if (!a.residual) return identity;
+  const Acc<T> residual = static_cast<Acc<T>>(a.residual[i]);
+  return static_cast<Acc<T>>(narrow<T>(a.sum_scale * (identity + a.residual_scale * residual)));
 }
 
-// The rows among those of a warp's lanes that are `odd`, one after the other: by the whole warp,
-// from memory, and as slow as may be, for such a row is rare.
+// The statistics of a row of any range, by one warp, number by number from memory.
 template <class T>
-__device__ void normalise_rescaled(const Arguments<T>& a, bool odd) {
-  if constexpr (std::is_same_v<T, f16>) return;
+__device__ RowStatistics<Acc<T>> statistics_again(const Arguments<T>& a, int64_t row) {
+  const int64_t start = row * a.width;
+  return rescaled_statistics<Acc<T>>(a.width, a.epsilon, [&](auto f) {
+#pragma unroll 1
+    for (int64_t j = threadIdx.x % kWarp; j < a.width; j += kWarp) f(residual_sum(a, start + j));
+  });
+}
+
+// Where a row lies that is held in registers. Narrow rows are mostly edges: they are not shifted.
+template <class T, int K, bool kAligned>
+struct Place {
+  static constexpr int N = kVector<T>;
+  static constexpr bool kShifted = !kAligned && K > 2;
+  int64_t start;
+  int begin = 0;
+  int end;  // an idle team: an empty row
+  int limit = -1;
+
+  __device__ Place(const Arguments<T>& a, int64_t row)
+      : start(row * a.width), end(row < a.rows ? static_cast<int>(a.width) : 0) {
+    if (!kShifted || !a.shifted || end == 0) return;
+    begin = static_cast<int>(start % N);
+    start -= begin;
+    end += begin;
+    const int64_t rest = a.rows * a.width - start;
+    limit = rest < end + N ? static_cast<int>(rest) : end + N;
+  }
+
+  // Of the packs that a thread takes, number k.
+  __device__ Span at(int k, const Team& team) const {
+    if (kShifted) return Span{(k * team.size + team.rank) * N, 1, end, begin, limit};
+    return span<N>(kAligned, k, team.size, team.rank, end);
+  }
+};
+
+// Writes the rows of a warp again whose squares have left the range, among which this thread's is
+// if it is `odd`. Each thread overwrites what it wrote. Such a row is rare: this takes what time it
+// takes, but no registers from the others. So it finds out again where the thread is.
+template <class T, int K, bool kAligned>
+__device__ void normalise_again(const Arguments<T>& a, bool odd) {
   using A = Acc<T>;
-  constexpr int N = kVector<T>, kStretch = N * kWarp;
-  unsigned left = __ballot_sync(0xffffffffu, odd);
-  if (left == 0) return;
-  // Found again, so that no registers hold them until here.
+  constexpr int N = kVector<T>;
   const Team team(again(a.team));
   const int64_t row = team.number();
-  const int lane = static_cast<int>(threadIdx.x % kWarp);
-  left &= __ballot_sync(0xffffffffu, row < a.rows && team.rank < kWarp);
-  while (left != 0) {
+  RowStatistics<A> found;
+  for (unsigned left = __ballot_sync(0xffffffffu, odd); left != 0;) {
     const int64_t next = __shfl_sync(0xffffffffu, row, __ffs(static_cast<int>(left)) - 1);
     left &= ~__ballot_sync(0xffffffffu, row == next);
-    const int64_t start = next * a.width, parameters = parameter_row(a, next);
-    const auto for_each_pack = [&](auto f) {
+    if (next >= a.rows) continue;
+    const RowStatistics<A> of_next = statistics_again(a, next);
+    if (row == next) found = of_next;
+  }
+  if (!odd || row >= a.rows) return;
+  if (team.rank == 0 && a.statistics) a.statistics[row] = found;
+  const Normaliser<T> normal(found, a.scale_factor);
+  const Place<T, K, kAligned> place(a, row);
+  const int64_t parameters = parameter_row(a, row) - place.begin;
 #pragma unroll 1
-      for (int64_t offset = 0; offset < a.width; offset += kStretch) {
-        const int64_t end = a.width - offset < kStretch ? a.width - offset : kStretch;
-        const Span at = span<N>(false, 0, kWarp, lane, static_cast<int>(end));
-        Packed<T, N> residual = {};
-        if (a.residual) residual = load<T, N>(a.residual + start + offset, at, false);
-        f(offset, at,
-          residual_sum(a, load<T, N>(a.identity + start + offset, at, false), residual));
-      }
-    };
-    const RowStatistics<A> found = rescaled_statistics<A>(a.width, a.epsilon, [&](auto f) {
-      for_each_pack([&](int64_t, const Span& at, const Packed<T, N>& z) {
-        A x[N];
-        unpack(z, x);
-#pragma unroll
-        for (int e = 0; e < N; ++e) {
-          if (at.holds(e)) f(x[e]);
-        }
-      });
-    });
-    if (lane == 0 && a.statistics) a.statistics[next] = found;
-    const Normaliser<T> normal(found, a.scale_factor);
-    for_each_pack([&](int64_t offset, const Span& at, const Packed<T, N>& z) {
-      A scale[N];
-      load_scale(a, parameters + offset, at, false, scale);
-      store_normalised(a, start + offset, parameters + offset, at, false, z, normal, scale);
-    });
+  for (int k = 0; k < K; ++k) {
+    const Span at = place.at(k, team);
+    const RowPack<T> identity = load<T, N>(a.identity + place.start, at, kAligned);
+    RowPack<T> residual = {};
+    if (a.residual) residual = load<T, N>(a.residual + place.start, at, kAligned);
+    A scale[N];
+    load_scale(a, parameters, at, kAligned, scale);
+    store_normalised(a, place.start, parameters, at, kAligned, residual_sum(a, identity, residual),
+                     normal, scale);
   }
 }
 
@@ -172,25 +202,13 @@ __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(k
   wait_for_launches();
   using A = Acc<T>;
   constexpr int N = kVector<T>;
-  constexpr bool kShifted = !kAligned && K > 2;  // narrow rows are mostly edges
   __shared__ Exchange<Moments<A>, kMaxCluster> shared;
   const Team team(a.team);
   Reducer<Moments<A>, kMaxCluster> reduce(shared, team);
   const int64_t row = team.number();
-  int64_t start = row * a.width;
-  int begin = 0, end = row < a.rows ? static_cast<int>(a.width) : 0;  // an idle team: an empty row
-  int limit = -1;
-  if (kShifted && a.shifted && end > 0) {
-    begin = static_cast<int>(start % N);
-    start -= begin;
-    end += begin;
-    const int64_t rest = a.rows * a.width - start;
-    limit = rest < end + N ? static_cast<int>(rest) : end + N;
-  }
-  const auto at = [&](int k) {
-    if (kShifted) return Span{(k * team.size + team.rank) * N, 1, end, begin, limit};
-    return span<N>(kAligned, k, team.size, team.rank, end);
-  };
+  Place<T, K, kAligned> place(a, row);
+  const int64_t start = place.start;
+  const auto at = [&](int k) { return place.at(k, team); };
 
   // The widest rows have parameters that the L1 cache holds only if nothing else goes through it.
   constexpr Cache kCache = K == 8 ? Cache::once : Cache::keep;
@@ -210,27 +228,29 @@ __global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(k
   const auto valid = [&](int k, int e) { return at(k).holds(kAligned ? 0 : e); };
   reduce.post(moments_of(z, valid));
   // Parameters are loaded one after the other, and no sooner than they are needed: registers are
-  // what keeps more rows from being on their way. Only the first need not be waited for.
-  const int64_t parameters = parameter_row(a, row) - begin;
-  A scale[N];
-  if (kAligned) load_scale(a, parameters, at(0), true, scale);
+  // what keeps more rows from being on their way.
+  const int64_t parameters = parameter_row(a, row) - place.begin;
   const RowStatistics<A> found = statistics_of(reduce.collect(), a.epsilon);
-  const bool odd = is_odd<T>(found);
-  if (kAligned && odd) end = 0;  // no element of it is stored
-  if (team.rank == 0 && row < a.rows && !odd && a.statistics) a.statistics[row] = found;
   const Normaliser<T> normal(found, a.scale_factor);
+  // Registers are scarce here: each way takes fewer of them in its kernels.
+  if (kAligned && kMayLeaveRange<T> && left_range(found.slope, A(4))) place.end = 0;
+  if (team.rank == 0 && place.end > place.begin && a.statistics) a.statistics[row] = found;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    if (kAligned ? at(k).first >= at(k).end : odd) continue;
-    if (k > 0 || !kAligned) load_scale(a, parameters, at(k), kAligned, scale);
+    if (kAligned && at(k).first >= at(k).end) continue;
+    A scale[N];
+    load_scale(a, parameters, at(k), kAligned, scale);
     store_normalised(a, start, parameters, at(k), kAligned, z[k], normal, scale);
   }
-  normalise_rescaled(a, kAligned ? end == 0 : odd);
+  if constexpr (kMayLeaveRange<T>) {
+    const bool odd = kAligned ? place.end == 0 : left_range(normal.slope(), a.scale_factor);
+    if (__ballot_sync(0xffffffffu, odd) != 0) normalise_again<T, K, kAligned>(a, odd);
+  }
 }
 
 // Rows of any width: read twice, the second time from the L2 cache if it holds them.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     normalise_stream(const Arguments<T> a, bool aligned) {
   wait_for_launches();
   using A = Acc<T>;
@@ -260,9 +280,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     const auto valid = [&](int, int e) { return at.holds(e); };
     moments = Moments<A>::merge(moments, moments_of(z, valid));
   }
-  const RowStatistics<A> found = statistics_of(reduce.all(moments), a.epsilon);
-  const bool odd = is_odd<T>(found);
-  if (team.rank == 0 && !odd && a.statistics) a.statistics[row] = found;
+  RowStatistics<A> found = statistics_of(reduce.all(moments), a.epsilon);
+  if (kMayLeaveRange<T> && left_range(found.slope, A(4))) found = statistics_again(a, row);
+  if (team.rank == 0 && a.statistics) a.statistics[row] = found;
   const Normaliser<T> normal(found, a.scale_factor);
   const int64_t parameters = parameter_row(a, row);
 #pragma unroll 2
@@ -270,12 +290,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     const Span at = span_at(offset);
     const RowPack<T> z = sum_at(offset, at);
     if (a.z) store(a.z + start + offset, at, aligned, z);
-    if (odd) continue;
     A scale[N];
     load_scale(a, parameters + offset, at, aligned, scale);
     store_normalised(a, start + offset, parameters + offset, at, aligned, z, normal, scale);
   }
-  normalise_rescaled(a, odd);
 }
 
 template <class T>

@@ -92,11 +92,12 @@ __device__ RowStatistics<A> statistics_of(const Moments<A>& moments, A epsilon) 
   return {mean * A(-0.25), slope, low * (slope * A(-0.25))};
 }
 
-// Whether squares of deviations may have left the range, or are NaN.
+// Whether squares of deviations may have left the range, or are NaN, of a row whose slope is a
+// factor over the deviation.
 template <class A>
-__device__ bool left_range(const RowStatistics<A>& row) {
+__device__ bool left_range(A slope, A factor) {
   constexpr A kFar = sizeof(A) == 4 ? A(0x1p48) : A(0x1p384);
-  return !(row.slope > 1 / kFar && row.slope < kFar);
+  return !(slope > factor * (1 / kFar) && slope < factor * kFar);
 }
 
 }  // namespace syntonic
