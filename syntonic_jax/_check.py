@@ -69,7 +69,7 @@ def parameter(function: str, shape: Sequence[int], **arrays: Any) -> None:
 def static_axes(function: str, value: Any) -> int | tuple[int, ...]:
     """One axis or several, for jit's cache, to which 1, 1.0 and True would be the same."""
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if several or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 1):
+    if several or (isinstance(value, np.ndarray) and value.ndim == 1):
         found = tuple(map(_number.integer, value))
         if None not in found:
             return found  # type: ignore[return-value]
