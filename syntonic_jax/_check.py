@@ -42,8 +42,8 @@ def _dtype(function: str, name: str, x: Any) -> Any:
         try:
             return jnp.result_type(x)
         except TypeError:
-            if hasattr(x, "dtype"):
-                return x.dtype
+            if (dtype := getattr(x, "dtype", None)) is not None:
+                return dtype
     raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}")
 
 
@@ -208,8 +208,8 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
     """The dtype of y: `default`, or the floating type asked for, as jax would take it."""
     if dtype is None:
         return np.dtype(default)
-    try:  # NumPy would take an array for its own dtype
-        asked = None if isinstance(dtype, _ARRAY_LIKE) else jnp.dtype(dtype)
+    try:
+        asked = None if _holds_number(dtype) else jnp.dtype(dtype)
     except (TypeError, ValueError, SyntaxError):
         asked = None
     if asked is None or asked not in _FLOATING:  # None equals NumPy's float64
@@ -219,6 +219,11 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
         )
     # float64 without x64 becomes float32, with jax's own warning unless it is Python's float.
     return np.dtype(jax.eval_shape(lambda: jnp.zeros((), dtype)).dtype)
+
+
+def _holds_number(value: Any) -> bool:
+    """Whether `value` is an array or a number, which NumPy would take for its own dtype."""
+    return isinstance(value, _ARRAY_LIKE) and not isinstance(value, str)
 
 
 def epsilon(function: str, value: Any, name: str = "epsilon") -> float:

@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,16 +30,10 @@ def real(value: Any) -> float | None:
 
     What is beyond every float is infinite.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        if isinstance(value, jax.core.Tracer) or not isinstance(
-            value, np.generic | np.ndarray | jax.Array
-        ):
-            return None
-        numeric = jnp.issubdtype(value.dtype, np.floating) or jnp.issubdtype(
-            value.dtype, np.integer
-        )
-        if value.ndim or not numeric:
-            return None
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, int | float) and not _holds_real(value):
+        return None
     try:
         return float(value)
     except OverflowError:
@@ -49,3 +44,11 @@ def positive(value: Any) -> float | None:
     """A real number that is positive and finite; None for anything else."""
     number = real(value)
     return number if number is not None and 0 < number < math.inf else None
+
+
+def _holds_real(value: Any) -> bool:
+    if isinstance(value, jax.core.Tracer):
+        return False
+    if not isinstance(value, np.generic | np.ndarray | jax.Array) or value.ndim > 0:
+        return False
+    return any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer))

@@ -22,7 +22,16 @@ AXES = [(1,), [1], range(1, 2), (np.int64(1),), [np.array(-1)], np.array([1])]
 HALF = [np.float16(0.5), np.float32(0.5), np.float64(0.5), np.longdouble(0.5), np.array(0.5, "f4")]
 HALF += [jnp.float32(0.5), jnp.array(0.5, "bfloat16"), ml_dtypes.bfloat16(0.5), np.array(0.5)]
 TWO = [2, np.int32(2), np.uint8(2), np.float32(2), np.array(2), jnp.int32(2), jnp.float16(2)]
-FLOAT32 = ["float32", "f4", "single", jnp.float32, np.float32, np.dtype("f4"), np.dtype("<f4")]
+FLOAT32 = [
+    "float32",
+    np.str_("float32"),
+    "f4",
+    "single",
+    jnp.float32,
+    np.float32,
+    np.dtype("f4"),
+    np.dtype("<f4"),
+]
 FLOAT32 += [float, jnp.ones(1).dtype]  # Python's float is jax's default type
 BFLOAT16 = ["bfloat16", jnp.bfloat16, ml_dtypes.bfloat16, np.dtype("bfloat16")]
 HALVES = ["float16", "half", np.half, jnp.float16]

@@ -74,11 +74,12 @@ def golden_batch_norm(
       are differentiable.
 
     Raises:
-      TypeError: an array or `dtype` is not real floating point, `where` not boolean, `epsilon` no
-        Python number, or `axis_index_groups` no sequence of sequences.
+      TypeError: an array or `dtype` is not real floating point, `where` not a boolean array,
+        `epsilon` no number, `axis_name` an integer, or `axis_index_groups` no sequence of
+        sequences of indices.
       ValueError: an axis is out of range or named twice, there is nothing to reduce, a parameter
-        does not have the shape of the features, `where` does not broadcast, or another argument
-        is out of range.
+        does not have the shape of the features, `where` does not broadcast, `axis_index_groups`
+        does not hold each index once, or another argument is out of range.
       NameError: `axis_name` names no mapped axis.
 
     >>> import jax.numpy as jnp

@@ -50,7 +50,7 @@ def phi_residual_layernorm(
       epsilon: added to the variance; a Python number, not negative.
       target_variance: t: 'standard' (1), 'golden' (φ⁻¹), a positive Python number or a
         `GoldenNormMode`.
-      return_sum: whether to return z too.
+      return_sum: whether to return z too; a bool.
       dtype: type of y; None: the promoted type of the two branches, which is always that of z.
       implementation: None, 'cuda' or 'xla' (docs/implementation.md).
 
