@@ -151,6 +151,13 @@ def fraction_of(x: Any, limbs: int) -> Limbs:
     return tuple(result)
 
 
+def from_float(x: Any, whole: int, fraction: int) -> Limbs:
+    """Floats from 0 to below 2^(32 whole), of which no more than 96 bits behind the point count."""
+    integer = jnp.floor(x)
+    limbs = fraction_of(integer * 2.0 ** (-32 * whole), whole) + fraction_of(x - integer, 3)
+    return limbs + (jnp.zeros_like(limbs[0]),) * (fraction - 3)
+
+
 def to_float(x: Limbs, fraction: int, dtype: Any) -> Any:
     """x rounded once, to nearest even, to a floating type."""
     negative, limbs = is_negative(x), magnitude(x)
