@@ -1,8 +1,9 @@
 """Argument checks. A message names the function, the argument, what was expected and what came.
 
-Public functions check arguments where they are traced, so that an eager call costs one frame of
-Python beside jit's own dispatch. Before it they check only modes, numbers and axes of another than
-the usual type: jit could not hash them, or would take 1.0 for 1.
+Public functions check arguments where they are traced, so that an eager call costs two frames of
+Python beside jit's own dispatch. Before it they check only modes, numbers, axes and flags of
+another than the usual type: jit could not hash them, or would take 1.0 for 1. What jit refuses,
+_public.py brings here afterwards.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _number
 from .modes import GoldenNormMode
 
 _SCALE_FACTORS = {name: GoldenNormMode(name).scale_factor for name in GoldenNormMode.VARIANCES}
@@ -26,13 +28,23 @@ _ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 def floating(function: str, **arrays: Any) -> None:
     """Raises TypeError unless every argument is an array (or scalar) of real floating point."""
     for name, x in arrays.items():
-        if not isinstance(x, _ARRAY_LIKE) and not hasattr(x, "__jax_array__"):
-            raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}")
-        dtype = jnp.result_type(x)
+        dtype = _dtype(function, name, x)
         if dtype not in _FLOATING:
             raise TypeError(
                 f"{function}: {name} must be float16, bfloat16, float32 or float64, got {dtype}"
             )
+
+
+def _dtype(function: str, name: str, x: Any) -> Any:
+    """The dtype of x for jax, or that which jax does not know; TypeError unless x is an array."""
+    masked = isinstance(x, np.ma.MaskedArray)  # jax refuses it
+    if not masked and (isinstance(x, _ARRAY_LIKE) or hasattr(x, "__jax_array__")):
+        try:
+            return jnp.result_type(x)
+        except TypeError:
+            if hasattr(x, "dtype"):
+                return x.dtype
+    raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}")
 
 
 def same_shape(function: str, **arrays: Any) -> None:
@@ -56,10 +68,14 @@ def parameter(function: str, shape: Sequence[int], **arrays: Any) -> None:
 
 def static_axes(function: str, value: Any) -> int | tuple[int, ...]:
     """One axis or several, for jit's cache, to which 1, 1.0 and True would be the same."""
-    entries = tuple(value) if isinstance(value, Sequence) else (value,)
-    if not all(map(_is_integer, entries)):
-        raise TypeError(f"{function}: axis must be an integer or a sequence of them, got {value!r}")
-    return tuple(map(int, entries)) if isinstance(value, Sequence) else int(value)
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if several or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 1):
+        found = tuple(map(_number.integer, value))
+        if None not in found:
+            return found  # type: ignore[return-value]
+    elif (one := _number.integer(value)) is not None:
+        return one
+    raise TypeError(f"{function}: axis must be an integer or a sequence of them, got {value!r}")
 
 
 def axes(function: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -75,9 +91,9 @@ def integer_axis(function: str, value: Any) -> int:
     """One axis, which is to be static; TypeError unless it is an integer."""
     if type(value) is int:  # at once: an eager call waits for this
         return value
-    if not _is_integer(value):
+    if (found := _number.integer(value)) is None:
         raise TypeError(f"{function}: axis must be an integer, got {value!r}")
-    return int(value)
+    return found
 
 
 def axis(function: str, entry: int, ndim: int, value: Any = None) -> int:
@@ -106,20 +122,28 @@ def broadcasts(function: str, shape: Sequence[Any], of: str, **arrays: Any) -> N
 
 def mask(function: str, where: Any, shape: Sequence[Any], of: str = "x") -> jax.Array:
     """`where` as a boolean array of `shape`; TypeError or ValueError if it does not fit."""
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"{function}: where must be boolean, got {where.dtype}")
+    booleans(function, where)
     broadcasts(function, shape, of, where=where)
-    return jnp.broadcast_to(where, shape)
+    return jnp.broadcast_to(jnp.asarray(where), shape)
+
+
+def booleans(function: str, where: Any) -> None:
+    """Raises TypeError unless `where` is an array of booleans."""
+    if (dtype := _dtype(function, "where", where)) != jnp.bool_:
+        raise TypeError(f"{function}: where must be boolean, got {dtype}")
+
+
+def integers(function: str, labels: Any) -> None:
+    """Raises TypeError unless `labels` is an array of integers."""
+    dtype = _dtype(function, "labels", labels)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{function}: labels must be integers, got {dtype}")
 
 
 def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax.Array:
     """Integer labels of `shape` as int32, with −1 for what is none of the classes."""
-    if not isinstance(value, _ARRAY_LIKE) and not hasattr(value, "__jax_array__"):
-        raise TypeError(f"{function}: labels must be an array, got {type(value).__name__}")
+    integers(function, value)
     value = jnp.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.integer):
-        raise TypeError(f"{function}: labels must be integers, got {value.dtype}")
     if value.shape != tuple(shape):
         raise ValueError(
             f"{function}: labels must have the shape {tuple(shape)} of the logits without the axis "
@@ -130,21 +154,50 @@ def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax
     return value.astype(jnp.int32)
 
 
+def axis_name(function: str, value: Any) -> None:
+    """Raises TypeError unless `value` may name mapped axes: integers count the axes of an array."""
+    names = value if isinstance(value, tuple) else (value,)
+    if any(_number.integer(name) is not None or isinstance(name, bool) for name in names):
+        raise TypeError(
+            f"{function}: axis_name must be the name of a mapped axis, or several, got {value!r}"
+        )
+
+
 def index_groups(function: str, groups: Any) -> tuple[tuple[int, ...], ...]:
     """axis_index_groups as jit can hash it; TypeError for what is no sequence of sequences."""
     try:
-        return tuple(map(tuple, groups))
-    except TypeError as error:
-        raise TypeError(
-            f"{function}: axis_index_groups must be a sequence of sequences of indices, "
-            f"got {groups!r}"
-        ) from error
+        found = tuple(tuple(map(_number.integer, group)) for group in groups)
+        if not any(None in group for group in found):
+            return found  # type: ignore[return-value]
+    except TypeError:
+        pass
+    raise TypeError(
+        f"{function}: axis_index_groups must be a sequence of sequences of indices, got {groups!r}"
+    )
+
+
+def covers(function: str, groups: tuple[tuple[int, ...], ...], size: int) -> None:
+    """Raises ValueError unless each index of a mapped axis of this size is in one of the groups."""
+    if sorted(index for group in groups for index in group) != list(range(size)):
+        raise ValueError(
+            f"{function}: axis_index_groups must hold each index of the mapped axis once, "
+            f"0 to {size - 1}, got {groups}"
+        )
+
+
+def flag(function: str, name: str, value: Any) -> bool:
+    """The bool `value`, of Python or NumPy; TypeError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def scalar(function: str, name: str, value: Any) -> Any:
     """A number as a float, or an array without axes; TypeError or ValueError for anything else."""
-    if _is_number(value):
-        return float(value)
+    if isinstance(value, int | float | np.generic) and (number := _number.real(value)) is not None:
+        if math.isinf(number) and isinstance(value, int):
+            raise ValueError(f"{function}: {name} must fit a float, got {value}")
+        return number
     floating(function, **{name: value})
     if jnp.shape(value) != ():
         raise ValueError(f"{function}: {name} must be a scalar, got shape {jnp.shape(value)}")
@@ -155,30 +208,32 @@ def result_dtype(function: str, dtype: Any, default: Any) -> np.dtype:
     """The dtype of y: `default`, or the floating type asked for, as jax would take it."""
     if dtype is None:
         return np.dtype(default)
-    try:
-        asked = jnp.dtype(dtype)
-    except TypeError:
-        asked = dtype
-    if asked not in _FLOATING:
+    try:  # NumPy would take an array for its own dtype
+        asked = None if isinstance(dtype, _ARRAY_LIKE) else jnp.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):
+        asked = None
+    if asked is None or asked not in _FLOATING:  # None equals NumPy's float64
         raise TypeError(
-            f"{function}: dtype must be float16, bfloat16, float32 or float64, got {asked}"
+            f"{function}: dtype must be float16, bfloat16, float32 or float64, "
+            f"got {dtype if asked is None else asked}"
         )
-    # float64 without x64 becomes float32 with jax's own warning.
-    return np.dtype(jax.eval_shape(lambda: jnp.zeros((), asked)).dtype)
+    # float64 without x64 becomes float32, with jax's own warning unless it is Python's float.
+    return np.dtype(jax.eval_shape(lambda: jnp.zeros((), dtype)).dtype)
 
 
 def epsilon(function: str, value: Any, name: str = "epsilon") -> float:
     """The float `value`; raises TypeError or ValueError unless it is a finite number >= 0."""
     if type(value) is float and 0 <= value < math.inf:  # eager calls pass here every time
         return value
-    if not _is_number(value):
+    number = _number.real(value)
+    if number is None:
         raise TypeError(
             f"{function}: {name} must be a Python number, which is static under jit, "
             f"got {type(value).__name__}"
         )
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= number < math.inf:
         raise ValueError(f"{function}: {name} must be finite and not negative, got {value!r}")
-    return float(value)
+    return number
 
 
 def precision(function: str, value: Any) -> int:
@@ -195,24 +250,21 @@ def precision(function: str, value: Any) -> int:
     return int(value)
 
 
-def scale_factor(function: str, target_variance: Any) -> float:
-    """The square root of a target variance; ValueError for anything but those of the message."""
-    if isinstance(target_variance, str) and target_variance in _SCALE_FACTORS:
-        return _SCALE_FACTORS[target_variance]
-    if isinstance(target_variance, GoldenNormMode):
-        return target_variance.scale_factor
-    number: Any = target_variance
-    if not (_is_number(number) and math.isfinite(number) and number > 0):
+def target_variance(function: str, value: Any) -> str | float | GoldenNormMode:
+    """A target variance as jit can hash it; ValueError for anything but those of the message."""
+    if (isinstance(value, str) and value in _SCALE_FACTORS) or isinstance(value, GoldenNormMode):
+        return value
+    if (number := _number.positive(value)) is None:
         raise ValueError(
             f"{function}: target_variance must be 'golden', 'standard' or a positive Python "
-            f"number, got {target_variance!r}"
+            f"number, got {value!r}"
         )
-    return math.sqrt(number)
+    return number
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+def scale_factor(function: str, value: Any) -> float:
+    """The square root of a target variance; ValueError as `target_variance`."""
+    variance = target_variance(function, value)
+    if isinstance(variance, str):
+        return _SCALE_FACTORS[variance]
+    return variance.scale_factor if isinstance(variance, GoldenNormMode) else math.sqrt(variance)

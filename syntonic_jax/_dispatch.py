@@ -37,7 +37,8 @@ OPERATIONS = tuple(_PREFERRED)
 
 def check_implementation(function: str, implementation: Any) -> None:
     """Raises ValueError unless `implementation` is None, 'cuda' or 'xla'."""
-    if implementation not in (None, "cuda", "xla"):
+    named = isinstance(implementation, str) and implementation in ("cuda", "xla")
+    if implementation is not None and not named:
         raise ValueError(
             f"{function}: implementation must be None, 'cuda' or 'xla', got {implementation!r}"
         )

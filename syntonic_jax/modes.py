@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from . import _number
 from .constants import PHI_INV
 
 
@@ -94,14 +95,14 @@ class GoldenNormMode:
     @classmethod
     def custom(cls, target_variance: float) -> GoldenNormMode:
         """The mode that aims at this variance."""
-        number = isinstance(target_variance, int | float) and not isinstance(target_variance, bool)
-        if not (number and math.isfinite(target_variance) and target_variance > 0):
+        variance = _number.positive(target_variance)
+        if variance is None:
             raise ValueError(
                 "GoldenNormMode.custom: target_variance must be a positive Python number, "
                 f"got {target_variance!r}"
             )
         mode = object.__new__(cls)
-        object.__setattr__(mode, "target_variance", float(target_variance))
+        object.__setattr__(mode, "target_variance", variance)
         return mode
 
     def __repr__(self) -> str:

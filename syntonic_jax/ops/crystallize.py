@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _fixed
+from .. import _check, _dispatch, _fixed, _public
 from .._partition import elementwise_call
 from .._primitive import bind, define, forward_mode, zero_like
 from .._rows import batch_elementwise
@@ -112,7 +112,7 @@ def coefficients(
     return a, b
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+@_public.jit("precision", "dtype", "implementation", function="crystallize")
 def _crystallize(x, precision, dtype, implementation):
     precision = _check.precision("crystallize", precision)
     _dispatch.check_implementation("crystallize", implementation)
@@ -123,7 +123,7 @@ def _crystallize(x, precision, dtype, implementation):
     return y
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+@_public.jit("precision", "implementation", function="snap_distance")
 def _snap_distance(x, precision, implementation):
     precision = _check.precision("snap_distance", precision)
     _dispatch.check_implementation("snap_distance", implementation)

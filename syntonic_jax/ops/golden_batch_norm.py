@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from ..modes import GoldenNormMode
 from ._channels import apply_tangent, in_two, line, moments, sums, wide_count
 from ._layout import Layout, layout_of, mask_of
@@ -89,11 +89,12 @@ def golden_batch_norm(
     >>> np.asarray(y.var(0)).round(3)
     array([0.618, 0.618], dtype=float32)
     """
-    axis, epsilon = _static("golden_batch_norm", axis, target_variance, epsilon)
+    name = "golden_batch_norm"
+    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
     if isinstance(axis_name, list):
         axis_name = tuple(axis_name)
     if axis_index_groups is not None:
-        axis_index_groups = _check.index_groups("golden_batch_norm", axis_index_groups)
+        axis_index_groups = _check.index_groups(name, axis_index_groups)
     return _golden_batch_norm(
         x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
         axis_index_groups,
@@ -146,7 +147,8 @@ def golden_batch_norm_inference(
     ... ).tolist()
     [[2.0], [2.0]]
     """
-    axis, epsilon = _static("golden_batch_norm_inference", axis, target_variance, epsilon)
+    name = "golden_batch_norm_inference"
+    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
     return _golden_batch_norm_inference(
         x, mean, var, scale, bias, axis, target_variance, epsilon, dtype, implementation
     )
@@ -176,13 +178,15 @@ def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax
     return _output_statistics(x, axis)
 
 
-def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, float]:
-    """Axis and epsilon as jit can hash them; checked, as it takes 1 for True."""
+def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, Any, float]:
+    """Axis, target variance and epsilon as jit can hash them; checked, as it takes 1 for True."""
     if type(epsilon) is not float:
         epsilon = _check.epsilon(name, epsilon)
     if type(target_variance) is not str:
-        _check.scale_factor(name, target_variance)
-    return axis if type(axis) is int else _check.static_axes(name, axis), epsilon
+        target_variance = _check.target_variance(name, target_variance)
+    if type(axis) is not int:
+        axis = _check.static_axes(name, axis)
+    return axis, target_variance, epsilon
 
 
 class _Options(NamedTuple):
@@ -215,12 +219,22 @@ def _options(
     )
 
 
-@functools.partial(jax.jit, static_argnums=range(4, 11), inline=True)
-def _golden_batch_norm(x, scale, bias, where, *static):
-    return _checked_batch_norm(x, scale, bias, where, _options("golden_batch_norm", *static))
+@_public.jit(
+    "axis", "target_variance", "epsilon", "dtype", "implementation", "axis_name",
+    "axis_index_groups", function="golden_batch_norm",
+)  # fmt: skip
+def _golden_batch_norm(
+    x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
+    axis_index_groups,
+):  # fmt: skip
+    options = _options(
+        "golden_batch_norm", axis, target_variance, epsilon, dtype, implementation, axis_name,
+        axis_index_groups,
+    )  # fmt: skip
+    return _checked_batch_norm(x, scale, bias, where, options)
 
 
-@functools.partial(jax.jit, static_argnums=(1,), inline=True)
+@_public.jit("axis", function="output_statistics")
 def _output_statistics(x, axis):
     options = _options("output_statistics", axis, "standard", 0.0, None, None)
     return _checked_batch_norm(x, None, None, None, options)[1:]
@@ -239,7 +253,7 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
             f"axes, got feature axes {layout.axes} of shape {layout.shape}"
         )
     if options.axis_name is not None:
-        _require_mapped(name, options.axis_name)
+        _require_mapped(name, options)
     # Under the mask infinities and NaN are normalised too, but have no part in derivatives.
     odd = None if where is None else ~(where | jnp.isfinite(x))
     given = x if odd is None else jnp.where(odd, 0, x)
@@ -251,24 +265,34 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
     return layout.restore(y), mean, var
 
 
-@functools.partial(jax.jit, static_argnums=range(5, 10), inline=True)
-def _golden_batch_norm_inference(x, mean, var, scale, bias, *static):
-    options = _options("golden_batch_norm_inference", *static)
+@_public.jit(
+    "axis", "target_variance", "epsilon", "dtype", "implementation",
+    function="golden_batch_norm_inference",
+)  # fmt: skip
+def _golden_batch_norm_inference(
+    x, mean, var, scale, bias, axis, target_variance, epsilon, dtype, implementation
+):
+    name = "golden_batch_norm_inference"
+    options = _options(name, axis, target_variance, epsilon, dtype, implementation)
+    _check.floating(name, mean=mean, var=var)  # they are not optional, as scale and bias are
     layout, x, (mean, var, scale, bias) = layout_of(
         options.function, options.axis, options.dtype, x, mean=mean, var=var, scale=scale, bias=bias
     )
     return layout.restore(_normalise(x, mean, var, scale, bias, layout, options))
 
 
-def _require_mapped(name: str, axis_name) -> None:
+def _require_mapped(name: str, options: _Options) -> None:
     # Asked here because a sum over groups does not ask.
+    _check.axis_name(name, options.axis_name)
     try:
-        lax.axis_size(axis_name)
+        size = lax.axis_size(options.axis_name)
     except NameError as error:
         raise NameError(
             f"{name}: axis_name must be a mapped axis (of jax.vmap, jax.pmap or jax.shard_map), "
-            f"got {axis_name!r}, which is none here"
+            f"got {options.axis_name!r}, which is none here"
         ) from error
+    if options.axis_index_groups is not None:
+        _check.covers(name, options.axis_index_groups, size)
 
 
 # ------------------------------------------------------------------------------------ rules

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import elementwise_call
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_elementwise
@@ -43,7 +41,7 @@ def golden_gelu(
     return _golden_gelu(x, dtype, implementation)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+@_public.jit("dtype", "implementation", function="golden_gelu")
 def _golden_gelu(x, dtype, implementation):
     _dispatch.check_implementation("golden_gelu", implementation)
     _check.floating("golden_gelu", x=x)

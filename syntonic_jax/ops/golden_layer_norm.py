@@ -5,7 +5,6 @@ y = scale · √t · (x − mean(x)) / √(var(x) + ε) + bias over the reduced 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import Value, row_call
 from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
@@ -72,13 +71,15 @@ def golden_layer_norm(
     if type(epsilon) is not float:
         epsilon = _check.epsilon(name, epsilon)
     if type(target_variance) is not str:
-        _check.scale_factor(name, target_variance)
+        target_variance = _check.target_variance(name, target_variance)
     if type(axis) is not int:
         axis = _check.static_axes(name, axis)
     return _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, implementation)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7), inline=True)
+@_public.jit(
+    "axis", "epsilon", "target_variance", "dtype", "implementation", function="golden_layer_norm"
+)
 def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, implementation):
     name = "golden_layer_norm"
     epsilon = _check.epsilon(name, epsilon)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import elementwise_call
 from .._primitive import bind, define, forward_mode, is_zero, linear, transposes
 from .._rows import batch_elementwise
@@ -176,11 +176,7 @@ def phi_residual_gelu(
 
 
 def _check_static(function, mode, activation, implementation) -> PhiResidualMode:
-    if activation is not None and activation not in _activation.NAMES:
-        raise ValueError(
-            f"{function}: activation must be None, 'relu', 'gelu' or 'golden_gelu', "
-            f"got {activation!r}"
-        )
+    _activation.check(function, activation)
     _dispatch.check_implementation(function, implementation)
     return check_mode(function, mode)
 
@@ -190,7 +186,7 @@ def _exact(function, identity, residual, mode, activation, dtype, implementation
     return exact_phi_residual(function, identity, residual, mode, activation, dtype, implementation)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6), inline=True)
+@_public.jit("function", "mode", "activation", "dtype", "implementation")
 def _phi_residual(identity, residual, function, mode, activation, dtype, implementation):
     mode = _check_static(function, mode, activation, implementation)
     _check.floating(function, identity=identity, residual=residual)

@@ -5,17 +5,15 @@ y = scale · √t · (z − mean(z)) / √(var(z) + ε) + bias over the last axi
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import Value, row_call
 from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
-from ..modes import PhiResidualMode, check_mode
+from ..modes import GoldenNormMode, PhiResidualMode, check_mode
 from ._layernorm import layernorm, layernorm_jvp, layernorm_vjp, scratch_size
 from ._numerics import accumulation_dtype, round_to, widen
 from .phi_residual import branch_scales, golden_sum
@@ -31,7 +29,7 @@ def phi_residual_layernorm(
     *,
     mode: str | PhiResidualMode = "phi",
     epsilon: float = 1e-5,
-    target_variance: str | float = "standard",
+    target_variance: str | float | GoldenNormMode = "standard",
     return_sum: bool = False,
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
@@ -50,7 +48,8 @@ def phi_residual_layernorm(
       bias: array [width] or None (0); likewise.
       mode: 'phi', 'phi_symmetric' or 'standard'.
       epsilon: added to the variance; a Python number, not negative.
-      target_variance: t: 'standard' (1), 'golden' (φ⁻¹) or a positive Python number.
+      target_variance: t: 'standard' (1), 'golden' (φ⁻¹), a positive Python number or a
+        `GoldenNormMode`.
       return_sum: whether to return z too.
       dtype: type of y; None: the promoted type of the two branches, which is always that of z.
       implementation: None, 'cuda' or 'xla' (docs/implementation.md).
@@ -60,7 +59,8 @@ def phi_residual_layernorm(
       y is rounded once.
 
     Raises:
-      TypeError: an array or `dtype` is not real floating point, or `epsilon` no Python number.
+      TypeError: an array or `dtype` is not real floating point, `epsilon` no Python number, or
+        `return_sum` no bool.
       ValueError: the shapes do not fit, the width is zero, or another argument is out of range.
 
     >>> import jax.numpy as jnp
@@ -75,14 +75,19 @@ def phi_residual_layernorm(
     if type(epsilon) is not float:
         epsilon = _check.epsilon(name, epsilon)
     if type(target_variance) is not str:
-        _check.scale_factor(name, target_variance)
+        target_variance = _check.target_variance(name, target_variance)
+    if type(return_sum) is not bool:
+        return_sum = _check.flag(name, "return_sum", return_sum)
     return _phi_residual_layernorm(
         identity, residual, scale, bias, mode, epsilon, target_variance, return_sum, dtype,
         implementation,
     )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9), inline=True)
+@_public.jit(
+    "mode", "epsilon", "target_variance", "return_sum", "dtype", "implementation",
+    function="phi_residual_layernorm",
+)  # fmt: skip
 def _phi_residual_layernorm(
     identity, residual, scale, bias, mode, epsilon, target_variance, return_sum, dtype,
     implementation,
@@ -116,7 +121,7 @@ def _phi_residual_layernorm(
         epsilon=epsilon,
         scale_factor=scale_factor,
         dtype=_check.result_dtype(name, dtype, data_dtype),
-        return_sum=bool(return_sum),
+        return_sum=return_sum,
         residuals=False,
         groups=0,
         implementation=implementation,

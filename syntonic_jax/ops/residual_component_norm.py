@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import Value, row_call
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_groups
@@ -52,7 +50,7 @@ def residual_component_norm(
     return _residual_component_norm(residual, mode, implementation)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+@_public.jit("mode", "implementation", function="residual_component_norm")
 def _residual_component_norm(residual, mode, implementation):
     name = "residual_component_norm"
     mode = check_mode(name, mode)

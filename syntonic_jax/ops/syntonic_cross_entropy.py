@@ -5,14 +5,12 @@ The probabilities are never stored: the derivative computes them again from the 
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows
@@ -84,14 +82,14 @@ def syntonic_cross_entropy(
     (array([2.079, 2.079], dtype=float32), np.float64(2.079))
     """
     name = "syntonic_cross_entropy"
-    _dispatch.check_implementation(name, implementation)
     axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
     return _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, implementation)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
+@_public.jit("axis", "implementation", function="syntonic_cross_entropy")
 def _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, implementation):
     name = "syntonic_cross_entropy"
+    _dispatch.check_implementation(name, implementation)
     parts, form = prepare(name, logits, mode_norms, syntony, scale, axis, where, of="logits")
     axis, shape = form.axis(parts.x), parts.x.shape
     labels = _check.labels(name, labels, shape[:axis] + shape[axis + 1 :], shape[axis])

@@ -5,14 +5,13 @@ w is 1, exp(−|n|²/φ) for the mode norms |n|² of the classes, or given as a 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _public
 from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows, masked
@@ -94,9 +93,8 @@ def syntonic_softmax(
     array([0.125, 0.375, 0.5  ], dtype=float32)
     """
     name = "syntonic_softmax"
-    _dispatch.check_implementation(name, implementation)
     axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
-    return _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
+    return _softmax(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
 
 
 def syntonic_log_softmax(
@@ -143,21 +141,21 @@ def syntonic_log_softmax(
     (array([-2.079, -0.981, -0.693], dtype=float32), array([-2.079, -0.981, -0.693]))
     """
     name = "syntonic_log_softmax"
-    _dispatch.check_implementation(name, implementation)
     axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
-    return _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
+    return _softmax(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8), inline=True)
-def _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementation):
-    logits, form = prepare(name, x, mode_norms, syntony, scale, axis, where)
+@_public.jit("function", "axis", "dtype", "implementation")
+def _softmax(function, x, mode_norms, syntony, scale, where, axis, dtype, implementation):
+    _dispatch.check_implementation(function, implementation)
+    logits, form = prepare(function, x, mode_norms, syntony, scale, axis, where)
     params: dict[str, Any] = {
         "form": form,
-        "dtype": _check.result_dtype(name, dtype, logits.x.dtype),
+        "dtype": _check.result_dtype(function, dtype, logits.x.dtype),
         "groups": 0,
         "implementation": implementation,
     }
-    if name == "syntonic_softmax":
+    if function == "syntonic_softmax":
         (y,) = bind(syntonic_softmax_p, *logits.present(), **params)
     else:
         (y,) = bind(syntonic_log_softmax_p, *logits.present(), residuals=False, **params)
