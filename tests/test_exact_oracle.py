@@ -258,7 +258,7 @@ def test_syntony_of_bad_input():
     with pytest.raises(TypeError, match="syntony: mode_norms must be float16"):
         syntony(jnp.ones(3), jnp.ones(3, int))
     for norms in (jnp.ones(4), jnp.ones((1, 3))):
-        with pytest.raises(ValueError, match=r"mode_norms must broadcast to the shape \(3,\) of x, got"):
+        with pytest.raises(ValueError, match=r"mode_norms must broadcast to the shape \(3,\) of x"):
             syntony(jnp.ones(3), norms)
 
 

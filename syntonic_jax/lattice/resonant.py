@@ -16,6 +16,7 @@ from ..modes import PhiResidualMode
 from ..ops._numerics import widen
 from ..ops.crystallize import straight_through
 from . import _arguments as arguments
+from . import _order as order
 from . import _serialization as serialization
 from .golden_array import GoldenArray, where
 
@@ -60,7 +61,7 @@ class ResonantTensor:
     then zero, where a tensor becomes its leaves and is built again: as an argument or result of a
     function under `jax.jit`, `jax.vmap`, `jax.checkpoint` or `jax.shard_map`, in the carry of
     `jax.lax.scan`, in `jax.tree.map` and `jax.lax.stop_gradient`, and in `lattice`. Let floats or a
-    tensor in flux cross there.
+    tensor in flux cross there. What a side effect keeps beyond its trace has to lose it.
 
     Args:
       lattice: the exact numbers, a `GoldenArray`.
@@ -260,7 +261,7 @@ def _source(x: ResonantTensor, r: ResonantTensor, mode: PhiResidualMode) -> Any:
     ]
     if len(terms) < 2:
         return terms[0] if terms else None
-    dtype = jnp.promote_types(*(term.dtype for term in terms))
+    dtype = order.wider(*(term.dtype for term in terms))
     return terms[0].astype(dtype) + terms[1].astype(dtype)
 
 
