@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _number
+from .. import _check
 from ._overflow import narrowed
 
 _INTEGERS = (np.dtype("int32"), np.dtype("int64"))
@@ -58,23 +59,15 @@ def as_dtype(function: str, name: str, x: Any, dtype: Any) -> jax.Array:
 
 
 def axes(function: str, value: Any, ndim: int) -> tuple[int, ...] | None:
-    """Axes of an array of `ndim` axes, each once; None means all."""
+    """Axes of an array of `ndim` axes, each once and in the order given; None means all."""
     if value is None:
         return None
-    entries = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    found = [axis(function, entry, ndim, value) for entry in entries]
+    static = _check.static_axes(function, value)
+    entries = static if isinstance(static, tuple) else (static,)
+    found = tuple(_check.axis(function, entry, ndim, value) for entry in entries)
     if len(set(found)) != len(found):
         raise ValueError(f"{function}: axis must not name an axis twice, got {value!r}")
-    return tuple(found)
-
-
-def axis(function: str, entry: Any, ndim: int, value: Any = None) -> int:
-    """One axis of an array of `ndim` axes; `value` is what a message cites."""
-    number = _number.integer(entry)
-    if number is None:
-        value = entry if value is None else value
-        raise TypeError(f"{function}: axis must be an integer or several, got {value!r}")
-    return _check.axis(function, number, ndim, value)
+    return found
 
 
 def condition(function: str, value: Any) -> Any:

@@ -202,13 +202,13 @@ class GoldenArray:
           TypeError: an axis is not an integer.
           ValueError: the axes are not all those that there are.
         """
-        given = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes
-        order = arguments.axes("GoldenArray.transpose", given or None, self.ndim)
-        if order is not None and len(order) != self.ndim:
+        given: Any = axes if len(axes) > 1 else axes[0] if axes else None
+        permutation = arguments.axes("GoldenArray.transpose", given, self.ndim)
+        if permutation is not None and len(permutation) != self.ndim:
             raise ValueError(
                 f"GoldenArray.transpose: axes must name each of {self.ndim} axes, got {given!r}"
             )
-        return self._mapped(lambda x: x.transpose(order))
+        return self._mapped(lambda x: x.transpose(permutation))
 
     def _mapped(self, f: Callable[[Any], Any]) -> GoldenArray:
         return _golden(f(self.a), f(self.b))
@@ -340,7 +340,7 @@ def stack(arrays: Sequence[GoldenArray], axis: int = 0) -> GoldenArray:
     arrays = [_exact("stack", "arrays", x) for x in arrays]
     if len(shapes := {x.shape for x in arrays}) != 1:
         raise ValueError(f"stack: arrays must be some of one shape, got {sorted(shapes)}")
-    axis = arguments.axis("stack", axis, arrays[0].ndim + 1)
+    axis = _check.axis("stack", _check.integer_axis("stack", axis), arrays[0].ndim + 1)
     return _golden(jnp.stack([x.a for x in arrays], axis), jnp.stack([x.b for x in arrays], axis))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 

@@ -204,13 +204,14 @@ def test_coefficients_have_no_derivative():
 def test_precision_is_checked(f):
     name = f.__qualname__
     f(jnp.ones(2), 1)  # to jit's cache, 1 equals the first two
-    for wrong in (1.0, True, "100", None, jnp.int32(3)):
+    for wrong in (1.0, True, "100", None, jnp.float32(3)):
         with pytest.raises(TypeError, match=rf"{name}: precision must be .*integer.*, got "):
             f(jnp.ones(2), wrong)
     for wrong in (0, -1, 2**20 + 1):
         with pytest.raises(ValueError, match=rf"{name}: precision must lie .*1048576, got {wrong}"):
             f(jnp.ones(2), wrong)
-    assert f(jnp.ones(2), np.int64(1)) is not None
+    for right in (np.int64(1), np.array(1), jnp.int32(1)):
+        assert f(jnp.ones(2), right) is not None
 
 
 @pytest.mark.parametrize("f", [snap_distance, GoldenArray.from_float])
