@@ -11,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _public
+from .. import _check, _fixed, _public
 from ..constants import PHI_INV
 from ..modes import PhiResidualMode
 from ..ops._numerics import widen
@@ -325,7 +325,7 @@ def syntony(x: ArrayLike, mode_norms: ArrayLike) -> jax.Array:
     Returns:
       A scalar from 0 to 1, summed and returned in the accumulation type of `x`: float32 (float64
       for float64). 0 where `x` is all zeros. Nothing overflows, and nothing that counts
-      underflows: x, and x by the roots of the weights, are divided by their largest element.
+      underflows: x, and x by the roots of the weights, are scaled by powers of two.
 
     Raises:
       TypeError: an argument is not real floating point.
@@ -346,16 +346,21 @@ def _syntony(x, mode_norms):
     roots = jnp.exp(-PHI_INV / 2 * jnp.asarray(mode_norms).astype(x.dtype))
     roots = roots.reshape((1,) * (x.ndim - roots.ndim) + roots.shape)
     x, _ = _over_largest(x)
-    # Divided as well: many small modes outweigh a large one whose weight is 0, though no square of
-    # theirs is above 0.
-    weighted, largest = _over_largest(roots * x)
+    # Once more: many small modes outweigh a large one whose weight is 0, though each of their
+    # squares may be below the range.
+    weighted, size = _over_largest(roots * x)
     total = jnp.square(x).sum()
     ratio = jnp.square(weighted).sum() / jnp.where(total == 0, 1, total)
-    return largest * ratio * largest
+    return size * ratio * size
 
 
 def _over_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x over the largest of |x|, and that, or 1 if it is 0. It is held: it cancels."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
-    largest = jnp.where(largest == 0, 1, largest)
-    return x / largest, largest
+    """x over a power of two that is about the largest of |x|, and that power, which is held.
+
+    XLA may divide by one number as it multiplies by its inverse, which would be flushed next to the
+    largest number there is. The inverses of these powers are normal.
+    """
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0)))
+    least = jnp.finfo(x.dtype).minexp
+    exponent = jnp.clip(exponent, least, -least)
+    return x * _fixed.power_of_two(-exponent, x.dtype), _fixed.power_of_two(exponent, x.dtype)
