@@ -56,8 +56,8 @@ def expected_syntony(x, norms) -> float:
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_syntony_does_not_hang_on_the_size_of_the_numbers(dtype, rng):
-    """A power of two changes no bit, as long as no number becomes subnormal."""
-    x = jnp.asarray(rng.uniform(1, 2, 60) * rng.choice([-1, 1], 60), dtype)
+    """A power of two changes no bit, as long as no number becomes subnormal or infinite."""
+    x = jnp.asarray(rng.uniform(1, 1.9, 60) * rng.choice([-1, 1], 60), dtype)
     norms = jnp.asarray(rng.uniform(0, 5, 60), "float32")
     f = jax.jit(syntony)
     value = f(x, norms)
