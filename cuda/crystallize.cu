@@ -89,7 +89,7 @@ Status crystallize(Stream stream, const Crystallize& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (!std::is_same_v<T, double>) {
-      if (call.precision <= kLargestFloatPrecision) return run<T, float>(stream, call);
+      if (searches_in_float(call)) return run<T, float>(stream, call);
     }
     return run<T, double>(stream, call);
   });

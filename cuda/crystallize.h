@@ -19,7 +19,11 @@ Status crystallize(Stream stream, const Crystallize& call);
 
 Status load_crystallize(DType dtype);
 
-// Up to here float finds points near the middle, and has their values to a unit in the last place.
-constexpr int32_t kLargestFloatPrecision = 1024;
+// Up to this precision float finds points near the middle, and has their values to a unit in its
+// last place. A float64 result takes double: its digits must not hang on the type of x.
+inline bool searches_in_float(const Crystallize& call) {
+  const bool wide = call.dtype == DType::f64 || (call.y != nullptr && call.y_dtype == DType::f64);
+  return !wide && call.precision <= 1024;
+}
 
 }  // namespace syntonic

@@ -243,16 +243,17 @@ def epsilon(function: str, value: Any, name: str = "epsilon") -> float:
 
 def precision(function: str, value: Any) -> int:
     """The int `value`; raises TypeError or ValueError unless it bounds a lattice's coefficients."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+    number = _number.integer(value)
+    if number is None:
         raise TypeError(
             f"{function}: precision must be a Python integer, which is static under jit, "
             f"got {value if isinstance(value, int | float) else type(value).__name__}"
         )
-    if not 1 <= value <= MAX_PRECISION:
+    if not 1 <= number <= MAX_PRECISION:
         raise ValueError(
             f"{function}: precision must lie between 1 and {MAX_PRECISION}, got {value}"
         )
-    return int(value)
+    return number
 
 
 def target_variance(function: str, value: Any) -> str | float | GoldenNormMode:

@@ -151,6 +151,13 @@ def fraction_of(x: Any, limbs: int) -> Limbs:
     return tuple(result)
 
 
+def from_float(x: Any, whole: int, fraction: int) -> Limbs:
+    """Floats from 0 to below 2^(32 whole), of which no more than 96 bits behind the point count."""
+    integer = jnp.floor(x)
+    limbs = fraction_of(integer * 2.0 ** (-32 * whole), whole) + fraction_of(x - integer, 3)
+    return limbs + (jnp.zeros_like(limbs[0]),) * (fraction - 3)
+
+
 def to_float(x: Limbs, fraction: int, dtype: Any) -> Any:
     """x rounded once, to nearest even, to a floating type."""
     negative, limbs = is_negative(x), magnitude(x)
@@ -169,7 +176,7 @@ def to_float(x: Limbs, fraction: int, dtype: Any) -> Any:
     if dtype == jnp.float64:
         mantissa = (limbs[0].astype(jnp.uint64) << 21) | (limbs[1] >> 11).astype(jnp.uint64)
         mantissa = _rounded(mantissa, limbs[1] & 0x7FF, 1 << 10, limbs[2:]).astype(jnp.float64)
-        result = mantissa * _power_of_two(exponent - 53, jnp.float64)
+        result = mantissa * power_of_two(exponent - 53, jnp.float64)
     else:
         mantissa, rest = limbs[0] >> 8, limbs[0] & 0xFF
         if dtype == jnp.float32:
@@ -178,7 +185,7 @@ def to_float(x: Limbs, fraction: int, dtype: Any) -> Any:
             # To odd: a second rounding, to 16 bits, then comes out like a single one.
             inexact = (rest != 0) | ~is_zero((*limbs[1:], jnp.zeros_like(rest)))
             mantissa = mantissa | inexact.astype(jnp.uint32)
-        result = mantissa.astype(jnp.float32) * _power_of_two(exponent - 24, jnp.float32)
+        result = mantissa.astype(jnp.float32) * power_of_two(exponent - 24, jnp.float32)
     return jnp.where(negative, -result, result).astype(dtype)
 
 
@@ -190,7 +197,7 @@ def _rounded(mantissa: Any, rest: Any, half: int, below: Sequence[Any]) -> Any:
     return mantissa + up.astype(mantissa.dtype)
 
 
-def _power_of_two(exponent: Any, dtype: Any) -> Any:
+def power_of_two(exponent: Any, dtype: Any) -> Any:
     """2^exponent within the normal range, by its bits."""
     if dtype == jnp.float64:
         return lax.bitcast_convert_type((exponent.astype(jnp.int64) + 1023) << 52, jnp.float64)

@@ -129,7 +129,7 @@ def test_phases(rng):
     np.testing.assert_array_equal(tensor.to_floats(), expected.to_float())
     moved = loose.with_values(x + 1)
     np.testing.assert_array_equal(moved.to_floats(), x + 1)
-    assert (moved.lattice == expected).all()  # what was left
+    assert moved.lattice is None
     again = moved.crystallize()
     assert again.phase == "crystallized"
     assert (again.lattice == GoldenArray.from_float(x + 1, 30)).all()
@@ -150,9 +150,9 @@ def test_transformations_of_tensors(rng):
     # Through flux and crystallize nothing moves: the floats are nearest to where they came from.
     assert (loose.crystallize().lattice == x.lattice).all()
     leaves = jax.tree_util.tree_flatten_with_path(loose)[0]
-    assert [jax.tree_util.keystr(path) for path, _ in leaves] == [
-        *(".lattice.a", ".lattice.b", ".values"),
-    ]
+    assert [jax.tree_util.keystr(path) for path, _ in leaves] == [".values"]
+    leaves = jax.tree_util.tree_flatten_with_path(x)[0]
+    assert [jax.tree_util.keystr(path) for path, _ in leaves] == [".lattice.a", ".lattice.b"]
 
 
 def test_wrong_phases():
@@ -258,7 +258,7 @@ def test_syntony_of_bad_input():
     with pytest.raises(TypeError, match="syntony: mode_norms must be float16"):
         syntony(jnp.ones(3), jnp.ones(3, int))
     for norms in (jnp.ones(4), jnp.ones((1, 3))):
-        with pytest.raises(ValueError, match=r"mode_norms must broadcast to the shape \(3,\), got"):
+        with pytest.raises(ValueError, match=r"mode_norms must broadcast to the shape \(3,\) of x"):
             syntony(jnp.ones(3), norms)
 
 

@@ -132,6 +132,16 @@ def test_crystallize(dtype, precision, rng):
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_crystallize_to_float64(dtype, rng):
+    """Kind 12: right to float64 whatever the data are, by the kernel too."""
+    x = jnp.asarray(rng.normal(size=999) * rng.choice([1, 5, 100], 999), dtype)
+    ours, theirs = (crystallize(x, dtype="float64", implementation=i) for i in ("cuda", "xla"))
+    assert (np.abs(ours - theirs) <= oracles.ulp(theirs, "float64")).all()
+    narrow = crystallize(x, dtype="float32", implementation="cuda")
+    np.testing.assert_allclose(narrow, ours, rtol=2 * oracles.unit("float32"))
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize("shape", [(5, 7), (9, 33), (7, 768), (5, 1001), (3, 5000), (2, 20000)])
 def test_layernorm(shape, dtype, rng):
     operands, cotangents = draw_layernorm(rng, shape, dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 from .. import _fixed
@@ -91,6 +92,15 @@ def _as_rows(x: Any) -> Any:
 
 def _as_columns(x: Any) -> Any:
     return x[:, None] if x.ndim == 1 else x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), inline=True)
+def narrowed(name: str, x: jax.Array, dtype: np.dtype) -> jax.Array:
+    """Integers in a narrower type; under `checkify` with an error where one does not fit."""
+    limits = jnp.iinfo(dtype)
+    fits = jnp.all((x >= limits.min) & (x <= limits.max))
+    checkify.debug_check(fits, f"{name} passes the range of {dtype}")
+    return x.astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)

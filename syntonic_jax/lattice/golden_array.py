@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _fixed
+from .. import _check, _dispatch, _number
 from ..ops.crystallize import coefficients
+from . import _arguments as arguments
 from . import _formulas as formulas
+from . import _operators as operators
+from . import _order as order
+from . import _serialization as serialization
 from ._overflow import checked
 
-_INTEGERS = (np.dtype("int32"), np.dtype("int64"))
 
-
+@serialization.serializable
 @jax.tree_util.register_pytree_with_keys_class
 class GoldenArray:
     """An array of numbers a + bφ with integers a and b, in exact arithmetic.
@@ -28,9 +30,10 @@ class GoldenArray:
     array of integers, never floats: `from_float` converts those. Comparisons compare the numbers,
     exactly, and give arrays of booleans.
 
-    Coefficients wrap around beyond their type, as integers do. Under
+    Results wrap around beyond the type of the coefficients, as integers do. Under
     ``jax.experimental.checkify.checkify(f, errors=checkify.user_checks)`` that is an error instead.
-    docs/exact-arithmetic.md has the safe range of each operation.
+    docs/exact-arithmetic.md has the safe range of each operation. Operands never wrap: an integer
+    that the coefficients beside it cannot hold is a ValueError, and in a comparison it is compared.
 
     Args:
       a: integer array of any shape: int32, or int64 with x64; a Python integer is a scalar.
@@ -68,17 +71,17 @@ class GoldenArray:
 
     def __init__(self, a: ArrayLike, b: ArrayLike):
         name = "GoldenArray"
-        one, phi = _integers(name, "a", a), _integers(name, "b", b)
-        if one.shape != phi.shape:
-            raise ValueError(
-                f"{name}: a and b must have the same shape, got {one.shape} and {phi.shape}"
-            )
-        if one.dtype != phi.dtype and one.weak_type == phi.weak_type:
+        one, phi = arguments.integers(name, "a", a), arguments.integers(name, "b", b)
+        _check.same_shape(name, a=one, b=phi)
+        strong = [x.dtype for x in (one, phi) if not isinstance(x, int) and not x.weak_type]
+        if len(set(strong)) > 1:
             raise TypeError(
-                f"{name}: a and b must have the same integer type, got {one.dtype} and {phi.dtype}"
+                f"{name}: a and b must have the same integer type, got {strong[0]} and {strong[1]}"
             )
+        serialization.announce()
         dtype = jnp.result_type(one, phi)
-        self.a, self.b = one.astype(dtype), phi.astype(dtype)
+        self.a = arguments.as_dtype(name, "a", one, dtype)
+        self.b = arguments.as_dtype(name, "b", phi, dtype)
 
     def tree_flatten_with_keys(self):
         """For jax."""
@@ -92,6 +95,7 @@ class GoldenArray:
     @classmethod
     def tree_unflatten(cls, _, children) -> GoldenArray:
         """For jax, which also puts other things than arrays into its trees."""
+        serialization.announce()
         array = object.__new__(cls)
         array.a, array.b = children
         return array
@@ -130,7 +134,7 @@ class GoldenArray:
         >>> GoldenArray.from_int(3) * GoldenArray(0, 2)
         GoldenArray(a=0, b=6)
         """
-        a = _integers("GoldenArray.from_int", "x", x)
+        a = jnp.asarray(arguments.integers("GoldenArray.from_int", "x", x))
         return cls(a, jnp.zeros_like(a))
 
     def to_float(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -143,7 +147,7 @@ class GoldenArray:
           TypeError: `dtype` is not real floating point.
         """
         dtype = _check.result_dtype("GoldenArray.to_float", dtype, jnp.float32)
-        return _to_float(self, dtype)
+        return order.to_float(self.a, self.b, dtype)
 
     # --- shape ------------------------------------------------------------------------------------
 
@@ -182,12 +186,32 @@ class GoldenArray:
         return _golden(self.a[index], self.b[index])
 
     def reshape(self, *shape: Any) -> GoldenArray:
-        """As of an array."""
-        return _golden(self.a.reshape(*shape), self.b.reshape(*shape))
+        """As of an array.
+
+        Raises:
+          TypeError: `shape` is not of integers.
+          ValueError: it has another number of elements.
+        """
+        name = "GoldenArray.reshape"
+        return self._mapped(lambda x: arguments.shaped(name, "shape", x.reshape, *shape))
 
     def transpose(self, *axes: Any) -> GoldenArray:
-        """As of an array."""
-        return _golden(self.a.transpose(*axes), self.b.transpose(*axes))
+        """As of an array.
+
+        Raises:
+          TypeError: an axis is not an integer.
+          ValueError: the axes are not all those that there are.
+        """
+        given: Any = axes if len(axes) > 1 else axes[0] if axes else None
+        permutation = arguments.axes("GoldenArray.transpose", given, self.ndim)
+        if permutation is not None and len(permutation) != self.ndim:
+            raise ValueError(
+                f"GoldenArray.transpose: axes must name each of {self.ndim} axes, got {given!r}"
+            )
+        return self._mapped(lambda x: x.transpose(permutation))
+
+    def _mapped(self, f: Callable[[Any], Any]) -> GoldenArray:
+        return _golden(f(self.a), f(self.b))
 
     def __repr__(self) -> str:
         return f"GoldenArray(a={self.a}, b={self.b})"
@@ -195,24 +219,24 @@ class GoldenArray:
     # --- the ring ---------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> GoldenArray:
-        return _ring("+", formulas.add, self, other)
+        return _golden(*operators.ring("+", formulas.add, self, other))
 
     def __sub__(self, other: Any) -> GoldenArray:
-        return _ring("-", formulas.subtract, self, other)
+        return _golden(*operators.ring("-", formulas.subtract, self, other))
 
     def __mul__(self, other: Any) -> GoldenArray:
-        return _ring("*", formulas.multiply, self, other)
+        return _golden(*operators.ring("*", formulas.multiply, self, other))
 
     def __matmul__(self, other: Any) -> GoldenArray:
-        return _ring("@", formulas.matmul, self, other)
+        return _golden(*operators.ring("@", formulas.matmul, self, other))
 
     __radd__, __rmul__ = __add__, __mul__
 
     def __rsub__(self, other: Any) -> GoldenArray:
-        return _operand("-", other, self) - self
+        return _golden(*operators.operand("-", other, self)) - self
 
     def __rmatmul__(self, other: Any) -> GoldenArray:
-        return _operand("@", other, self) @ self
+        return _golden(*operators.operand("@", other, self)) @ self
 
     def __neg__(self) -> GoldenArray:
         return _golden(*checked("-", formulas.negate, self.a, self.b))
@@ -240,15 +264,17 @@ class GoldenArray:
         GoldenArray(a=34, b=55)
         """
         name = "GoldenArray.phi_power"
-        if not isinstance(n, int | np.integer) or isinstance(n, bool):
+        number = _number.integer(n)
+        if number is None:
             raise TypeError(f"{name}: n must be a Python integer, got {type(n).__name__}")
         most = 46 if self.dtype.itemsize == 4 else 92
-        if not 1 - most <= n <= most:
+        if not 1 - most <= number <= most:
             raise ValueError(
                 f"{name}: n must lie between {1 - most} and {most} for {self.dtype}, got {n}"
             )
-        power = formulas.power_of_phi(int(n))
-        return _ring("phi_power", formulas.multiply, self, _golden(*map(self.dtype.type, power)))
+        power = formulas.power_of_phi(number)
+        factor = _golden(*map(self.dtype.type, power))
+        return _golden(*operators.ring("phi_power", formulas.multiply, self, factor))
 
     def conjugate(self) -> GoldenArray:
         """a + b (1 − φ), the image under √5 → −√5: (a + b) − bφ."""
@@ -263,47 +289,58 @@ class GoldenArray:
         return checked("trace", formulas.trace, self.a, self.b)[0]
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> GoldenArray:
-        """Over some axes, all of them for None."""
-        axis = tuple(axis) if isinstance(axis, Sequence) else axis
-        formula = formulas.sum_over(axis, keepdims)
+        """Over some axes, all of them for None.
+
+        Raises:
+          TypeError: `axis` is not an integer or several, or `keepdims` no boolean.
+          ValueError: there is no such axis, or one is named twice.
+        """
+        name = "GoldenArray.sum"
+        axes = arguments.axes(name, axis, self.ndim)
+        formula = formulas.sum_over(axes, _check.flag(name, "keepdims", keepdims))
         return _golden(*checked("sum", formula, self.a, self.b))
 
     # --- order ------------------------------------------------------------------------------------
 
     def sign(self) -> jax.Array:
         """-1, 0 or 1 as int32, from integers alone, for all coefficients there are."""
-        return _sign(self)
+        return order.sign(self.a, self.b)
 
     def __eq__(self, other: Any) -> Any:
-        other = _operand("==", other, self)
-        return (self.a == other.a) & (self.b == other.b)
+        return operators.equal("==", self, other)
 
     def __ne__(self, other: Any) -> Any:
-        return ~(self == other)
+        return ~operators.equal("!=", self, other)
 
     def __lt__(self, other: Any) -> jax.Array:
-        return _compare(self, _operand("<", other, self)) < 0
+        return operators.order("<", self, other) < 0
 
     def __le__(self, other: Any) -> jax.Array:
-        return _compare(self, _operand("<=", other, self)) <= 0
+        return operators.order("<=", self, other) <= 0
 
     def __gt__(self, other: Any) -> jax.Array:
-        return _compare(self, _operand(">", other, self)) > 0
+        return operators.order(">", self, other) > 0
 
     def __ge__(self, other: Any) -> jax.Array:
-        return _compare(self, _operand(">=", other, self)) >= 0
+        return operators.order(">=", self, other) >= 0
 
 
 def stack(arrays: Sequence[GoldenArray], axis: int = 0) -> GoldenArray:
     """Arrays of one shape along a new axis.
 
     Raises:
-      TypeError: an entry is not a `GoldenArray`.
+      TypeError: an entry is not a `GoldenArray`, or `axis` not an integer.
+      ValueError: there is no entry, the shapes differ, or there is no such axis.
 
     >>> stack([GoldenArray(1, 2), GoldenArray(3, 4)])
     GoldenArray(a=[1 3], b=[2 4])
     """
+    if not isinstance(arrays, Iterable):
+        raise TypeError(f"stack: arrays must be a sequence, got {type(arrays).__name__}")
     arrays = [_exact("stack", "arrays", x) for x in arrays]
+    if len(shapes := {x.shape for x in arrays}) != 1:
+        raise ValueError(f"stack: arrays must be some of one shape, got {sorted(shapes)}")
+    axis = _check.axis("stack", _check.integer_axis("stack", axis), arrays[0].ndim + 1)
     return _golden(jnp.stack([x.a for x in arrays], axis), jnp.stack([x.b for x in arrays], axis))
 
 
@@ -311,14 +348,20 @@ def where(condition: ArrayLike, x: GoldenArray, y: GoldenArray) -> GoldenArray:
     """Elements of `x` where the condition holds, else of `y`.
 
     Raises:
-      TypeError: `x` or `y` is not a `GoldenArray`.
+      TypeError: `x` or `y` is not a `GoldenArray`, or `condition` no array of booleans.
+      ValueError: the shapes do not broadcast.
 
     >>> x = GoldenArray(1, -1)
     >>> where(x.sign() > 0, x, GoldenArray(0, 0))
     GoldenArray(a=0, b=0)
     """
     x, y = _exact("where", "x", x), _exact("where", "y", y)
-    return _golden(jnp.where(condition, x.a, y.a), jnp.where(condition, x.b, y.b))
+    condition = arguments.condition("where", condition)
+    try:
+        return _golden(jnp.where(condition, x.a, y.a), jnp.where(condition, x.b, y.b))
+    except ValueError:
+        arguments.broadcast("where", "condition, x and y", condition, x, y)
+        raise
 
 
 # --------------------------------------------------------------------------------- helpers
@@ -328,73 +371,7 @@ def _golden(a: Any, b: Any) -> GoldenArray:
     return GoldenArray.tree_unflatten(None, (a, b))
 
 
-def _integers(function: str, name: str, x: Any) -> Any:
-    """`x` as an array of int32 or int64; a Python integer keeps its weak type."""
-    if not isinstance(x, jax.Array | np.ndarray | np.integer | int) or isinstance(x, bool):
-        raise TypeError(f"{function}: {name} must be an array of integers, got {type(x).__name__}")
-    if isinstance(x, np.ndarray | np.integer | int):
-        # jax would wrap around what its type does not hold.
-        wide = np.asarray(x)
-        if wide.dtype in _INTEGERS:
-            limits = jnp.iinfo(jnp.asarray(0).dtype)
-            if wide.size and not (wide.min() >= limits.min and wide.max() <= limits.max):
-                raise ValueError(f"{function}: {name} must fit {limits.dtype}, got {x}")
-        elif isinstance(x, int):
-            raise ValueError(f"{function}: {name} must fit an integer type, got {x}")
-    dtype = np.dtype(jnp.result_type(x))
-    if dtype not in _INTEGERS:
-        raise TypeError(f"{function}: {name} must be int32 or int64, got {dtype}")
-    return jnp.asarray(x)
-
-
 def _exact(function: str, name: str, x: Any) -> GoldenArray:
     if not isinstance(x, GoldenArray):
         raise TypeError(f"{function}: {name} must be GoldenArrays, got {type(x).__name__}")
     return x
-
-
-def _operand(operator: str, x: Any, beside: GoldenArray) -> GoldenArray:
-    """The other operand of an operator, in the type of the two together."""
-    if isinstance(x, GoldenArray):
-        return x
-    try:
-        x = _integers(f"GoldenArray {operator}", "the other operand", x)
-    except TypeError as error:
-        raise TypeError(f"{error}; GoldenArray.from_float converts floats") from None
-    x = x.astype(jnp.result_type(x, beside.a))
-    return _golden(x, jnp.zeros_like(x))
-
-
-def _ring(operator: str, formula, x: GoldenArray, other: Any) -> GoldenArray:
-    y = _operand(operator, other, x)
-    return _golden(*checked(operator, formula, x.a, x.b, y.a, y.b))
-
-
-# Of |a + bφ|, which is at least 1 / (√5 |b|) where it is not 0, these leave 66 bits exact.
-_FRACTION = {4: 4, 8: 6}
-
-
-def _value(x: GoldenArray) -> tuple[_fixed.Limbs, int]:
-    size = x.dtype.itemsize
-    return _fixed.value(x.a, x.b, size // 4 + 1, _FRACTION[size]), _FRACTION[size]
-
-
-@functools.partial(jax.jit, static_argnums=1, inline=True)
-def _to_float(x: GoldenArray, dtype: np.dtype) -> jax.Array:
-    limbs, fraction = _value(x)
-    return _fixed.to_float(limbs, fraction, dtype)
-
-
-@functools.partial(jax.jit, inline=True)
-def _sign(x: GoldenArray) -> jax.Array:
-    return _fixed.sign(_value(x)[0])
-
-
-@functools.partial(jax.jit, inline=True)
-def _compare(x: GoldenArray, y: GoldenArray) -> jax.Array:
-    """The sign of x − y, whose coefficients may be out of range."""
-    dtype = jnp.result_type(x.a, y.a)
-    x, y = (_golden(z.a.astype(dtype), z.b.astype(dtype)) for z in (x, y))
-    shape = jnp.broadcast_shapes(x.shape, y.shape)
-    x, y = (_golden(*(jnp.broadcast_to(c, shape) for c in (z.a, z.b))) for z in (x, y))
-    return _fixed.sign(_fixed.subtract(_value(x)[0], _value(y)[0]))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Sequence
 from typing import Any, final
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check
+from .. import _check, _fixed, _public
 from ..constants import PHI_INV
 from ..modes import PhiResidualMode
 from ..ops._numerics import widen
+from ..ops.crystallize import straight_through
+from . import _arguments as arguments
+from . import _order as order
+from . import _serialization as serialization
 from .golden_array import GoldenArray, where
 
 
@@ -33,6 +37,7 @@ class ResonantPhase(enum.StrEnum):
 
 
 @final  # the operations know it by its type
+@serialization.serializable
 @jax.tree_util.register_pytree_with_keys_class
 class ResonantTensor:
     """An exact tensor over Z[φ] that can be let loose as floats, and snapped back to the lattice.
@@ -41,12 +46,23 @@ class ResonantTensor:
     phase        what it holds                       what it allows
     ============ =================================== =============================================
     crystallized `lattice`, exact                    phi residuals, `to_floats`, `flux`
-    flux         `values`, floats; and the `lattice` `with_values`, `to_floats`, `crystallize`
-                 that they came from
+    flux         `values`, floats                    `with_values`, `to_floats`, `crystallize`
     ============ =================================== =============================================
 
     A pytree; nothing is changed in place. `phi_residual` and `phi_residual_relu` take two
     crystallized tensors in place of arrays and stay exact, in every mode.
+
+    In flux its only leaf is `values`: it may be a parameter, of `jax.grad`, optax, Orbax and
+    flax.serialization (where Flax was imported before the tensor was made). Crystallized, its
+    leaves are the two arrays of integers, which have no derivative.
+
+    The derivative of `crystallize` and `from_floats` is straight-through, as that of the function
+    `crystallize`, and goes on through phi residuals, `to_floats` and `flux`. A crystallized tensor
+    carries it beside its integers as long as it stays in the trace that made it. It is lost, and
+    then zero, where a tensor becomes its leaves and is built again: as an argument or result of a
+    function under `jax.jit`, `jax.vmap`, `jax.checkpoint` or `jax.shard_map`, in the carry of
+    `jax.lax.scan`, in `jax.tree.map` and `jax.lax.stop_gradient`, and in `lattice`. Let floats or a
+    tensor in flux cross there. What a side effect keeps beyond its trace has to lose it.
 
     Args:
       lattice: the exact numbers, a `GoldenArray`.
@@ -54,7 +70,7 @@ class ResonantTensor:
         may have larger ones: they are exact, and not moved.
 
     Attributes:
-      lattice: the exact numbers, in the phase flux those that were left.
+      lattice: the exact numbers; None in the phase flux.
       values: the floats of the phase flux; None in the other.
       precision: as given.
       phase: a `ResonantPhase`.
@@ -73,11 +89,13 @@ class ResonantTensor:
     GoldenArray(a=99, b=-61)
     """
 
-    __slots__ = ("lattice", "precision", "values")
+    __slots__ = ("_source", "lattice", "phase", "precision", "values")
 
-    lattice: GoldenArray
+    lattice: Any
     values: Any
     precision: int
+    phase: ResonantPhase
+    _source: Any  # a traced array whose tangent is that of a crystallized tensor, or None
 
     def __init__(self, lattice: GoldenArray, precision: int = 100):
         if not isinstance(lattice, GoldenArray):
@@ -85,25 +103,29 @@ class ResonantTensor:
                 f"ResonantTensor: lattice must be a GoldenArray, got {type(lattice).__name__}; "
                 "ResonantTensor.from_floats converts floats"
             )
-        self.lattice, self.values = lattice, None
-        self.precision = _check.precision("ResonantTensor", precision)
+        self._set(lattice, None, _check.precision("ResonantTensor", precision))
+
+    def _set(self, lattice, values, precision, phase=ResonantPhase.CRYSTALLIZED, source=None):
+        serialization.announce()
+        self.lattice, self.values, self.precision = lattice, values, precision
+        self.phase, self._source = phase, source
 
     def tree_flatten_with_keys(self):
         """For jax."""
-        key = jax.tree_util.GetAttrKey
-        children = ((key("lattice"), self.lattice), (key("values"), self.values))
-        return children, self.precision
+        (child,), static = self.tree_flatten()
+        return ((jax.tree_util.GetAttrKey(_LEAF[self.phase]), child),), static
 
     def tree_flatten(self):
         """For jax."""
-        return (self.lattice, self.values), self.precision
+        return (getattr(self, _LEAF[self.phase]),), (self.precision, self.phase)
 
     @classmethod
-    def tree_unflatten(cls, precision, children) -> ResonantTensor:
+    def tree_unflatten(cls, static, children) -> ResonantTensor:
         """For jax, which also puts other things than arrays into its trees."""
+        precision, phase = static
         tensor = object.__new__(cls)
-        tensor.lattice, tensor.values = children
-        tensor.precision = precision
+        leaf = {"lattice": None, "values": None, _LEAF[phase]: children[0]}
+        tensor._set(**leaf, precision=precision, phase=phase)
         return tensor
 
     @classmethod
@@ -120,6 +142,8 @@ class ResonantTensor:
     def from_floats(cls, x: ArrayLike, precision: int = 100) -> ResonantTensor:
         """The crystallized tensor nearest to the floats `x`; those that are not finite become 0.
 
+        The derivative is straight-through.
+
         Raises:
           TypeError: `x` is not real floating point, or `precision` not an integer.
           ValueError: `precision` is out of range.
@@ -127,20 +151,19 @@ class ResonantTensor:
         name = "ResonantTensor.from_floats"
         precision = _check.precision(name, precision)
         _check.floating(name, x=x)
-        return cls(GoldenArray.from_float(x, precision), precision)
-
-    @property
-    def phase(self) -> ResonantPhase:
-        """Whether it is crystallized or in flux."""
-        return ResonantPhase.CRYSTALLIZED if self.values is None else ResonantPhase.FLUX
+        x = jnp.asarray(x)
+        return _crystallized(GoldenArray.from_float(x, precision), precision, x)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the lattice and the values alike."""
-        return self.lattice.shape
+        """Of the lattice or the values."""
+        return getattr(self, _LEAF[self.phase]).shape
 
     def flux(self, dtype: DTypeLike = jnp.float32) -> ResonantTensor:
         """The tensor in flux: its numbers in a floating type, each rounded once.
+
+        Args:
+          dtype: float16, bfloat16, float32 or float64.
 
         Raises:
           TypeError: `dtype` is not real floating point.
@@ -148,7 +171,7 @@ class ResonantTensor:
         """
         self._require("flux", ResonantPhase.CRYSTALLIZED)
         dtype = _check.result_dtype("ResonantTensor.flux", dtype, jnp.float32)
-        return _resonant(self.lattice, self._values_as(dtype), self.precision)
+        return _in_flux(self._values_as(dtype), self.precision)
 
     def with_values(self, values: ArrayLike) -> ResonantTensor:
         """The tensor in flux with other floats.
@@ -164,10 +187,10 @@ class ResonantTensor:
             raise ValueError(
                 f"{name}: values must have the shape {self.shape}, got {jnp.shape(values)}"
             )
-        return _resonant(self.lattice, jnp.asarray(values), self.precision)
+        return _in_flux(jnp.asarray(values), self.precision)
 
     def crystallize(self) -> ResonantTensor:
-        """The crystallized tensor nearest to the values in flux.
+        """The crystallized tensor nearest to the values in flux; straight-through derivative.
 
         Raises:
           ValueError: it is crystallized already.
@@ -186,13 +209,22 @@ class ResonantTensor:
 
     def _values_as(self, dtype: Any) -> jax.Array:
         """`to_floats` for a type that was checked."""
-        return self.lattice.to_float(dtype) if self.values is None else self.values.astype(dtype)
+        if self.phase is ResonantPhase.FLUX:
+            return self.values.astype(dtype)
+        floats = self.lattice.to_float(dtype)
+        return floats if self._source is None else straight_through(floats, self._source)
 
     def __repr__(self) -> str:
-        return f"ResonantTensor(shape={self.shape}, precision={self.precision}, {self.phase})"
+        held = getattr(self, _LEAF[self.phase])
+        shape = getattr(held, "shape", None)  # jax also puts other things than arrays into it
+        what = f"{_LEAF[self.phase]}={held!r}" if shape is None else f"shape={shape}"
+        return f"ResonantTensor({what}, precision={self.precision}, {self.phase})"
 
     def _require(self, action: str, phase: ResonantPhase) -> None:
         require_phase(f"ResonantTensor.{action}", "the tensor", self, phase)
+
+
+_LEAF = {ResonantPhase.CRYSTALLIZED: "lattice", ResonantPhase.FLUX: "values"}
 
 
 def require_phase(function: str, name: str, x: ResonantTensor, phase: ResonantPhase) -> None:
@@ -204,12 +236,34 @@ def require_phase(function: str, name: str, x: ResonantTensor, phase: ResonantPh
 def _filled(name, shape, number, precision) -> ResonantTensor:
     name = f"ResonantTensor.{name}"
     precision = _check.precision(name, precision)
-    numbers = jnp.full(shape, number, jnp.asarray(0).dtype)
+    dtype = jnp.asarray(0).dtype
+    numbers = arguments.shaped(name, "shape", jnp.full, shape, number, dtype)
     return ResonantTensor(GoldenArray(numbers, jnp.zeros_like(numbers)), precision)
 
 
-def _resonant(lattice, values, precision) -> ResonantTensor:
-    return ResonantTensor.tree_unflatten(precision, (lattice, values))
+def _in_flux(values: Any, precision: int) -> ResonantTensor:
+    return ResonantTensor.tree_unflatten((precision, ResonantPhase.FLUX), (values,))
+
+
+def _crystallized(lattice: GoldenArray, precision: int, source: Any) -> ResonantTensor:
+    """Without a trace there is no derivative, and `source` need not be kept."""
+    tensor = ResonantTensor(lattice, precision)
+    tensor._source = source if isinstance(source, jax.core.Tracer) else None
+    return tensor
+
+
+def _source(x: ResonantTensor, r: ResonantTensor, mode: PhiResidualMode) -> Any:
+    """Of the sum of two tensors, with the derivative of the exact one in the accumulation type."""
+    s, c = mode.sum_scale, mode.residual_scale
+    terms = [
+        factor * widen(tensor._source)
+        for tensor, factor in ((x, s), (r, s * c))
+        if tensor._source is not None
+    ]
+    if len(terms) < 2:
+        return terms[0] if terms else None
+    dtype = order.wider(*(term.dtype for term in terms))
+    return terms[0].astype(dtype) + terms[1].astype(dtype)
 
 
 def exact_phi_residual(
@@ -253,9 +307,12 @@ def exact_phi_residual(
     z = x + (r.div_phi() if mode is PhiResidualMode.PHI else r)
     if mode is PhiResidualMode.PHI_SYMMETRIC:
         z = z.div_phi()
+    source = _source(identity, residual, mode)
     if activation == "relu":
-        z = where(z.sign() > 0, z, GoldenArray(jnp.zeros_like(z.a), jnp.zeros_like(z.b)))
-    return ResonantTensor(z, max(identity.precision, residual.precision))
+        positive = z.sign() > 0
+        z = where(positive, z, GoldenArray(jnp.zeros_like(z.a), jnp.zeros_like(z.b)))
+        source = None if source is None else jnp.where(positive, source, 0)
+    return _crystallized(z, max(identity.precision, residual.precision), source)
 
 
 def syntony(x: ArrayLike, mode_norms: ArrayLike) -> jax.Array:
@@ -267,8 +324,8 @@ def syntony(x: ArrayLike, mode_norms: ArrayLike) -> jax.Array:
 
     Returns:
       A scalar from 0 to 1, summed and returned in the accumulation type of `x`: float32 (float64
-      for float64). 0 where `x` is all zeros. Nothing overflows: x is divided by its largest
-      element first.
+      for float64). 0 where `x` is all zeros. Nothing overflows, and nothing that counts
+      underflows: x, and x by the roots of the weights, are scaled by powers of two.
 
     Raises:
       TypeError: an argument is not real floating point.
@@ -278,20 +335,32 @@ def syntony(x: ArrayLike, mode_norms: ArrayLike) -> jax.Array:
     >>> round(float(syntony(jnp.array([3.0, 4.0]), jnp.array([0.0, 1.0]))), 4)
     0.705
     """
-    _check.floating("syntony", x=x, mode_norms=mode_norms)
-    shape, own = jnp.shape(x), jnp.shape(mode_norms)
-    if len(own) > len(shape) or any(n not in (1, m) for n, m in zip(own[::-1], shape[::-1])):
-        raise ValueError(f"syntony: mode_norms must broadcast to the shape {shape}, got {own}")
     return _syntony(x, mode_norms)
 
 
-@functools.partial(jax.jit, inline=True)
+@_public.jit(function="syntony")
 def _syntony(x, mode_norms):
+    _check.floating("syntony", x=x, mode_norms=mode_norms)
+    _check.broadcasts("syntony", jnp.shape(x), "x", mode_norms=mode_norms)
     x = widen(jnp.asarray(x))
-    weights = jnp.exp(-PHI_INV * jnp.asarray(mode_norms).astype(x.dtype))
-    weights = weights.reshape((1,) * (x.ndim - weights.ndim) + weights.shape)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
-    zero = largest == 0
-    squares = jnp.square(x / jnp.where(zero, 1, largest))
-    total = squares.sum()
-    return (weights * squares).sum() / jnp.where(zero, 1, total)
+    roots = jnp.exp(-PHI_INV / 2 * jnp.asarray(mode_norms).astype(x.dtype))
+    roots = roots.reshape((1,) * (x.ndim - roots.ndim) + roots.shape)
+    x, _ = _over_largest(x)
+    # Once more: many small modes outweigh a large one whose weight is 0, though each of their
+    # squares may be below the range.
+    weighted, size = _over_largest(roots * x)
+    total = jnp.square(x).sum()
+    ratio = jnp.square(weighted).sum() / jnp.where(total == 0, 1, total)
+    return size * ratio * size
+
+
+def _over_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x over a power of two that is about the largest of |x|, and that power, which is held.
+
+    XLA may divide by one number as it multiplies by its inverse, which would be flushed next to the
+    largest number there is. The inverses of these powers are normal.
+    """
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0)))
+    least = jnp.finfo(x.dtype).minexp
+    exponent = jnp.clip(exponent, least, -least)
+    return x * _fixed.power_of_two(-exponent, x.dtype), _fixed.power_of_two(exponent, x.dtype)

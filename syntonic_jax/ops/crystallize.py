@@ -46,8 +46,8 @@ def crystallize(
 
     Returns:
       An array of the shape of `x`: a + bφ, found in integers and rounded (on a GPU with one unit
-      in the last place of float32, or of float64 for that, to spare). `GoldenArray.from_float`
-      returns the integers.
+      in the last place of float32 to spare, or of float64 where `x` or the result has that type).
+      `GoldenArray.from_float` returns the integers.
 
     Raises:
       TypeError: `x` or `dtype` is not real floating point, or `precision` not an integer.
@@ -79,8 +79,8 @@ def snap_distance(
 
     Returns:
       An array of the shape of `x` in the accumulation type, float32 (float64 for float64). The
-      difference is taken in integers and rounded once. Infinite where `x` is not finite.
-      The derivative is that of |x − c| for the point c, which is held.
+      difference is taken in integers and rounded once, whatever the size of `x`. Infinite where
+      `x` is not finite. The derivative is that of |x − c| for the point c, which is held.
 
     Raises:
       TypeError: `x` is not real floating point, or `precision` not an integer.
@@ -131,17 +131,21 @@ def _snap_distance(x, precision, implementation):
     x = widen(jnp.asarray(x))
     finite = jnp.isfinite(x)
     x = jnp.where(finite, x, 0)
-    held = jax.lax.stop_gradient(x)
-    # Far beyond the lattice x has no bits that an integer would have to keep.
-    far = jnp.abs(held) > _reach(precision)
-    limbs, fraction = _limbs(jnp.where(far, 0, jnp.abs(held)))
-    limbs = _fixed.select(held < 0, _fixed.negate(limbs), limbs)
-    moved = _fixed.subtract(limbs, _fixed.value(a, b, 1, fraction))
-    moved = _fixed.to_float(moved, fraction, x.dtype)
-    moved = jnp.where(far, held - _value(a, b, x.dtype), moved)
-    # x - held is 0, with the derivative of x.
-    distance = jnp.abs(moved) + jnp.sign(moved) * (x - held)
-    return jnp.where(finite, distance, jnp.inf)
+    distance, sign = _distance(jax.lax.stop_gradient(x), a, b)
+    return straight_through(jnp.where(finite, distance, jnp.inf), sign.astype(x.dtype) * x)
+
+
+@jax.custom_jvp
+def straight_through(value: jax.Array, source: jax.Array) -> jax.Array:
+    """`value` with the derivative of `source`, an array of its shape and of any floating type."""
+    del source
+    return value
+
+
+@straight_through.defjvp
+def _(primals, tangents):
+    value, _ = primals
+    return value, tangents[1].astype(value.dtype)
 
 
 # ------------------------------------------------------------------------------- reference
@@ -162,17 +166,30 @@ def _reach(precision: int) -> float:
     return precision * (1 + PHI) + 2
 
 
-def _limbs(x: Any) -> tuple[_fixed.Limbs, int]:
-    """0 ≤ x < 2^31 in fixed point, and how many limbs are behind it.
+def _distance(x: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """|x − (a + bφ)| for the nearest point, rounded once, and the sign of x − (a + bφ).
 
-    Numbers that matter are above 2^-24: half of the smallest positive point of any lattice is. 96
-    bits behind the point hold all of theirs.
+    x itself is the answer next to 0, where the point is 0, and far out, where a point below 2^22 is
+    less than a quarter of its last place. Between the two x is above 2^-24, half of the smallest
+    positive point of any lattice, so that 96 bits behind the point hold all of its own.
     """
-    fraction = 4
-    whole = jnp.floor(x)
-    zero = jnp.zeros_like(x, jnp.uint32)
-    bits = _fixed.fraction_of(x - whole, 3)
-    return (whole.astype(jnp.uint32), *bits, *(zero,) * (fraction - 3)), fraction
+    bits = 8 * x.dtype.itemsize
+    word = jax.lax.bitcast_convert_type(x, f"uint{bits}")  # compilers flush subnormal floats
+    magnitude = word << 1 >> 1
+    size = jax.lax.bitcast_convert_type(magnitude, x.dtype)
+    negative = word != magnitude
+    sign = jnp.where(negative, np.int32(-1), (magnitude != 0).astype(jnp.int32))
+
+    far = jnp.finfo(x.dtype).nmant + 24
+    itself = ((a | b) == 0) | (size >= 2.0**far)
+    # φ to so many bits that the error, |b| 2^(-32 fraction - 1), is far below the last place of a
+    # difference of numbers that agree in all bits of x.
+    whole, fraction = far // 32 + 1, x.dtype.itemsize // 2 + 2
+    limbs = _fixed.from_float(jnp.where(itself, 0, size), whole, fraction)
+    limbs = _fixed.select(negative, _fixed.negate(limbs), limbs)
+    moved = _fixed.subtract(limbs, _fixed.value(a, b, whole, fraction))
+    distance = _fixed.to_float(_fixed.magnitude(moved), fraction, x.dtype)
+    return jnp.where(itself, size, distance), jnp.where(itself, sign, _fixed.sign(moved))
 
 
 def _nearest(x: Any, precision: Any, bound: int) -> tuple[Any, Any]:

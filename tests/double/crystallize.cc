@@ -26,7 +26,7 @@ void run(const Crystallize& call) {
 }  // namespace
 
 Status crystallize(Stream, const Crystallize& call) {
-  if (call.dtype != DType::f64 && call.precision <= kLargestFloatPrecision) {
+  if (searches_in_float(call)) {
     run<float>(call);
   } else {
     run<double>(call);
