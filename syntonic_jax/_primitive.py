@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -38,8 +39,21 @@ _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 _with_kernel: dict[Primitive, Callable[[str], None]] = {}
 
 
-def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | None = None):
-    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen."""
+def define(
+    name: str,
+    reference: Reference,
+    *,
+    operation: str,
+    kernel: Kernel | None = None,
+    divides_by_zero: Callable[..., Any] | None = None,
+    indices: Callable[..., _compat.Indices] | None = None,
+):
+    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
+
+    For `checkify` it says, in jnp and as functions of what the reference takes, where it divides by
+    zero, and which integers among its operands choose along an axis; those out of use must be given
+    as a valid index.
+    """
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
@@ -54,6 +68,9 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
     def _(*avals, implementation, **params):
         key = tuple(sorted(params.items()))
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
+
+    _compat.checkify_rule(primitive, operation, divides_by_zero, indices)
+    taylor_mode(primitive, _series_of(primitive, reference))
 
     lower_reference = mlir.lower_fun(reference, multiple_results=True)
 
@@ -117,6 +134,41 @@ def zero_like(x: Any) -> ad.Zero:
 def forward_mode(primitive: Primitive, rule: Callable[..., tuple[Any, Any]]) -> None:
     """Sets the jvp rule: `rule(primals, tangents, **params) -> results, their tangents`."""
     ad.primitive_jvps[primitive] = rule
+
+
+def taylor_mode(primitive: Primitive, rule: Callable[..., tuple[Any, Any]]) -> None:
+    """Sets the rule of `jet`: `rule(primals, series, **params) -> results, their series`.
+
+    For a primitive whose derivatives are not those of its reference.
+    """
+    _compat.taylor_rule(primitive, rule)
+
+
+def _series_of(primitive: Primitive, reference: Reference) -> Callable[..., tuple[Any, Any]]:
+    """The primitive for the results, the jnp reference for the series."""
+
+    def rule(primals, series, *, implementation, **params):
+        results = bind(primitive, *primals, implementation=implementation, **params)
+        moved = [i for i, x in enumerate(primals) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return results, _compat.taylor_series(
+            _of_some(functools.partial(reference, **params), primals, moved),
+            [primals[i] for i in moved],
+            [series[i] for i in moved],
+        )
+
+    return rule
+
+
+def _of_some(reference: Reference, operands: Sequence[Any], moved: Sequence[int]) -> Reference:
+    """The reference as a function of the operands at the places `moved`, the others held."""
+
+    def of_moved(*values):
+        full = list(operands)
+        for i, value in zip(moved, values):
+            full[i] = value
+        return tuple(reference(*_compat.match_varying_axes(*full)))
+
+    return of_moved
 
 
 def linear(primitive: Primitive, rule: Callable[..., Sequence[Any]]) -> None:
@@ -199,15 +251,8 @@ def _linear_jvp(primitive: Primitive, apply, reference: Reference, given: str) -
         moved = [i for i, d in enumerate(dresiduals) if not is_zero(d)]
         if moved:
             params = {k: v for k, v in params.items() if k != "implementation"}
-
-            def of_moved(*values):
-                full = list(residuals)
-                for i, value in zip(moved, values):
-                    full[i] = value
-                return tuple(reference(*_compat.match_varying_axes(*full, *operands), **params))
-
             _, through = jax.jvp(
-                of_moved,
+                _of_some(functools.partial(reference, **params), primals, moved),
                 tuple(residuals[i] for i in moved),
                 tuple(dresiduals[i] for i in moved),
             )

@@ -7,7 +7,7 @@ Rows are [*G, *R, width], means [*G, *R] and parameters [*G, width], G being the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -68,6 +68,19 @@ def layernorm_vjp(
     if ct_rstd is not None:
         dz = dz - x_hat * (ct_rstd * jnp.square(rstd) / width)[..., None]
     return dz, d_scale, d_bias
+
+
+def without_spread(reference: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
+    """Where a row has neither variance nor ε, and is divided by zero, for `checkify`.
+
+    Of a reference whose last residual is 1 / √(var + ε).
+    """
+
+    def divides_by_zero(*operands, **params):
+        *_, rstd = reference(*operands, **params | {"residuals": True})
+        return jnp.isinf(rstd)
+
+    return divides_by_zero
 
 
 # Sums over rows are left in a scratch result by at most this many elements' worth of workers for

@@ -18,7 +18,13 @@ from .._partition import Value, row_call
 from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode
-from ._layernorm import layernorm, layernorm_jvp, layernorm_vjp, scratch_size
+from ._layernorm import (
+    layernorm,
+    layernorm_jvp,
+    layernorm_vjp,
+    scratch_size,
+    without_spread,
+)
 from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -202,7 +208,11 @@ def _cotangent_kernel(x, mean, rstd, *operands, devices, **params):
 
 
 golden_layer_norm_p = define(
-    "golden_layer_norm", _reference, operation="golden_layer_norm", kernel=_kernel
+    "golden_layer_norm",
+    _reference,
+    operation="golden_layer_norm",
+    kernel=_kernel,
+    divides_by_zero=without_spread(_reference),
 )
 golden_layer_norm_tangent_p = define(
     "golden_layer_norm_tangent", _tangent_reference, operation="golden_layer_norm"

@@ -16,7 +16,13 @@ from .._partition import Value, row_call
 from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import PhiResidualMode, check_mode
-from ._layernorm import layernorm, layernorm_jvp, layernorm_vjp, scratch_size
+from ._layernorm import (
+    layernorm,
+    layernorm_jvp,
+    layernorm_vjp,
+    scratch_size,
+    without_spread,
+)
 from ._numerics import accumulation_dtype, round_to, widen
 from .phi_residual import branch_scales, golden_sum
 
@@ -231,7 +237,11 @@ def _cotangent_kernel(z, mean, rstd, *operands, devices, **params):
 
 
 phi_residual_layernorm_p = define(
-    "phi_residual_layernorm", _reference, operation="phi_residual_layernorm", kernel=_kernel
+    "phi_residual_layernorm",
+    _reference,
+    operation="phi_residual_layernorm",
+    kernel=_kernel,
+    divides_by_zero=without_spread(_reference),
 )
 phi_residual_layernorm_tangent_p = define(
     "phi_residual_layernorm_tangent", _tangent_reference, operation="phi_residual_layernorm"
