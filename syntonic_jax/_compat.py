@@ -116,7 +116,7 @@ def taylor_rule(primitive: Primitive, rule: Callable[..., tuple[Any, Any]]) -> N
 
 
 def taylor_series(f: Callable[..., Any], primals: Sequence[Any], series: Sequence[Any]) -> Any:
-    """The series of f's results. `jet` scales by factorials in floating point unless told not to."""
+    """The series of f's results, without the factorials, which `jet` takes in floating point."""
     return _jet.jet(f, tuple(primals), tuple(series), factorial_scaled=False)[1]
 
 
@@ -182,7 +182,8 @@ class _OutOfBounds(_checkify.OOBError):
 
 
 # Since jax 0.11 rules begin with a context, which numbers the errors.
-_CONTEXTS = len(inspect.signature(_checkify.assert_func).parameters) - 3
+_report: Callable[..., Any] = _checkify.assert_func
+_CONTEXTS = len(inspect.signature(_report).parameters) - 3
 
 
 def checkify_rule(
@@ -215,7 +216,7 @@ def checkify_rule(
                     nan = jnp.any(jnp.isnan(x))
                     found.append((nan, _checkify.NaNError(traceback, operation)))
         for failed, exception in found:
-            error = _checkify.assert_func(*context, error, failed, exception)
+            error = _report(*context, error, failed, exception)
         return error, results
 
     _checkify.error_checks[primitive] = rule

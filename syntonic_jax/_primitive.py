@@ -239,7 +239,7 @@ def _linear_jvp(primitive: Primitive, apply, reference: Reference, given: str) -
     def rule(primals, tangents, **params):
         count = len(primals) - sum(params[given])
         residuals, dresiduals = primals[:count], tangents[:count]
-        operands, doperands = primals[count:], tangents[count:]
+        doperands = tangents[count:]
         results = bind(primitive, *primals, **params)
 
         dresults = [None] * len(results)

@@ -237,7 +237,10 @@ def planes_of(x: Any, block: Block) -> Any:
 
 def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
     channels = math.prod(x.shape[:groups]) * x.shape[-2]
-    return Value("scratch", dtype=dtype, size=entry * max(_ENTRIES, _LEAST_WORKERS * channels))
+    least = _LEAST_WORKERS * channels
+    # A symbolic number of channels compares with none; more than is needed does no harm.
+    entries = max(_ENTRIES, least) if isinstance(channels, int) else _ENTRIES + least
+    return Value("scratch", dtype=dtype, size=entry * entries)
 
 
 def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups, **given):

@@ -92,6 +92,8 @@ _MAX_WORKERS = 2048
 def scratch_size(z: Any) -> int:
     """Elements of scratch for the sums over the rows of z that one parameter gradient takes."""
     width = z.shape[-1]
+    if not isinstance(width, int):  # a symbol of an export, which compares with no number
+        return _SCRATCH_ELEMENTS + width
     rows = z.size // width
     workers = min(_MAX_WORKERS, max(1, _SCRATCH_ELEMENTS // width))
     return width * (min(workers, rows) if isinstance(rows, int) else workers)
