@@ -171,11 +171,15 @@ def _cotangent_reference(*operands, form: Form, row_dtype, groups, inputs, outpu
     return logit_cotangent(select(parts.mask, ct, 0), inputs, row_dtype, form, groups)
 
 
-def _indices(*operands, form: Form, residuals, groups):
-    """The labels, for `checkify`; a row without any class reads none, and has a valid one here."""
-    del residuals, groups
+def _indices(*operands, form: Form, ignored=None, **_):
+    """The labels, for `checkify`; what reads none has a valid one here.
+
+    That is a row without any class, and one whose label is the number `ignored`.
+    """
     parts, (labels,) = form.split(operands)
     axis = form.axis(parts.x)
+    if ignored is not None:
+        labels = jnp.where(labels == ignored, 0, labels)
     if parts.mask is not None:
         labels = jnp.where(parts.mask.any(axis), labels, 0)
     return Indices(labels, parts.x.shape, axis)
