@@ -111,7 +111,11 @@ def test_nothing_leaks(label, implementation, rng):
 # --- arrays of other kinds ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("label", battery.thinned(list(LABELLED), 4))
+# The sparsify of jax 0.10 takes no `custom_jvp` function, jax.nn.relu neither: no batch norm.
+PLAIN = [o.label for o in OPERATIONS if "batch" not in o.label and o.name != "output_statistics"]
+
+
+@pytest.mark.parametrize("label", battery.thinned(PLAIN, 4))
 def test_sparsify_takes_dense_arrays_and_refuses_sparse_ones(label, implementation, rng):
     """As it refuses jnp.exp: only what is linear, or keeps zeros, has a sparse form."""
     operation = LABELLED[label]
