@@ -78,7 +78,7 @@ def test_in_a_program(operation, dtype, x64, implementation, rng):
 
 
 @pytest.mark.parametrize(("dtype", "x64"), CASES)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.label)
+@pytest.mark.parametrize("operation", battery.thinned(OPERATIONS, 3), ids=lambda o: o.label)
 def test_eager(operation, dtype, x64, implementation, rng):
     with jax.enable_x64(x64):
         operands = operation.operands(rng, dtype)
