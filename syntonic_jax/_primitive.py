@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -36,17 +36,6 @@ Reference = Callable[..., Sequence[Any]]
 Kernel = Callable[..., Sequence[Any]]
 
 
-class Shortcut(NamedTuple):
-    """A cheaper reference, for a CPU, where `applies(*operands, **params)` is true.
-
-    It is chosen at run time, which costs a GPU a wait for the host, and devices that share the
-    operands an exchange.
-    """
-
-    applies: Callable[..., Any]
-    reference: Reference
-
-
 _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 _with_kernel: dict[Primitive, Callable[[str], None]] = {}
 
@@ -57,9 +46,19 @@ def define(
     *,
     operation: str,
     kernel: Kernel | None = None,
-    shortcut: Shortcut | None = None,
+    on_cpu: Kernel | None = None,
+    divides_by_zero: Callable[..., Any] | None = None,
+    indices: Callable[..., _compat.Indices] | None = None,
 ):
-    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen."""
+    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
+
+    `on_cpu` is the same function in jnp that a CPU runs faster. As in a kernel there may be branches
+    in it, if there is one device, and operations without a rule for explicit shardings.
+
+    For `checkify` it says, in jnp and as functions of what the reference takes, where it divides by
+    zero, and which integers among its operands choose along an axis; those out of use must be given
+    as a valid index.
+    """
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
@@ -75,55 +74,55 @@ def define(
         key = tuple(sorted(params.items()))
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
 
+    _compat.checkify_rule(primitive, operation, divides_by_zero, indices)
+    taylor_mode(primitive, _series_of(primitive, reference))
+
     lower_reference = mlir.lower_fun(reference, multiple_results=True)
-    lower_on_cpu = lower_reference
-    if shortcut is not None:
-        chosen = functools.partial(_by_shortcut, shortcut, reference)
-        lower_on_cpu = mlir.lower_fun(chosen, multiple_results=True)
 
-    def lower(ctx, *operands, implementation, **params):
-        if implementation == "cuda" and kernel is not None:
-            raise ValueError(
-                f"{operation}: implementation='cuda' cannot run on "
-                f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
-            )
-        if _compat.lowering_platforms(ctx) != ("cpu",) or _compat.partition_devices(ctx) > 1:
-            return lower_reference(ctx, *operands, **params)
-        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
-            return lower_on_cpu(_compat.bare_context(ctx), *operands, **params)
+    def lower_jnp(platform):
+        if platform == "cpu" and on_cpu is not None:
+            return functools.partial(_lower_bare, on_cpu)
+        return lower_reference
 
-    mlir.register_lowering(primitive, lower)
+    for platform in (None,) if on_cpu is None else (None, "cpu"):
+        lower = functools.partial(_lower_without_kernel, operation, kernel, lower_jnp(platform))
+        mlir.register_lowering(primitive, lower, platform=platform)
     if kernel is not None:
-        _with_kernel[primitive] = functools.partial(
-            _register_kernel, primitive, operation, kernel, lower_reference
-        )
-        _with_kernel[primitive]("cuda")
+
+        def register(platform):
+            lower = functools.partial(
+                _lower_chosen, operation, kernel, lower_jnp(platform), platform
+            )
+            mlir.register_lowering(primitive, lower, platform=platform)
+
+        _with_kernel[primitive] = register
+        register("cuda")
     return primitive
 
 
-def _by_shortcut(shortcut: Shortcut, reference: Reference, *operands: Any, **params: Any):
-    return lax.cond(
-        shortcut.applies(*operands, **params),
-        functools.partial(shortcut.reference, **params),
-        functools.partial(reference, **params),
-        *operands,
-    )
+def _lower_without_kernel(operation, kernel, lower_jnp, ctx, *operands, implementation, **params):
+    if implementation == "cuda" and kernel is not None:
+        raise ValueError(
+            f"{operation}: implementation='cuda' cannot run on "
+            f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
+        )
+    return lower_jnp(ctx, *operands, **params)
 
 
-def _register_kernel(
-    primitive: Primitive, operation: str, kernel: Kernel, lower_reference, platform: str
-) -> None:
-    def lower(ctx, *operands, implementation, **params):
-        if _dispatch.choose(operation, implementation, platform) == "xla":
-            return lower_reference(ctx, *operands, **params)
-        devices = _compat.partition_devices(ctx)
-        # The glue around a call is traced on bare types under an empty mesh, so that it adds no
-        # sharding constraints of its own.
-        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
-            rule = mlir.lower_fun(functools.partial(kernel, devices=devices), multiple_results=True)
-            return rule(_compat.bare_context(ctx), *operands, **params)
+def _lower_chosen(
+    operation, kernel, lower_jnp, platform, ctx, *operands, implementation, **params
+):  # fmt: skip
+    if _dispatch.choose(operation, implementation, platform) == "xla":
+        return lower_jnp(ctx, *operands, **params)
+    return _lower_bare(kernel, ctx, *operands, **params)
 
-    mlir.register_lowering(primitive, lower, platform=platform)
+
+def _lower_bare(function: Kernel, ctx, *operands, **params):
+    """Lowers jnp that is traced on bare types under an empty mesh: no sharding constraints."""
+    devices = _compat.partition_devices(ctx)
+    with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
+        rule = mlir.lower_fun(functools.partial(function, devices=devices), multiple_results=True)
+        return rule(_compat.bare_context(ctx), *operands, **params)
 
 
 def lower_kernels_on(platform: str) -> None:
@@ -153,6 +152,41 @@ def zero_like(x: Any) -> ad.Zero:
 def forward_mode(primitive: Primitive, rule: Callable[..., tuple[Any, Any]]) -> None:
     """Sets the jvp rule: `rule(primals, tangents, **params) -> results, their tangents`."""
     ad.primitive_jvps[primitive] = rule
+
+
+def taylor_mode(primitive: Primitive, rule: Callable[..., tuple[Any, Any]]) -> None:
+    """Sets the rule of `jet`: `rule(primals, series, **params) -> results, their series`.
+
+    For a primitive whose derivatives are not those of its reference.
+    """
+    _compat.taylor_rule(primitive, rule)
+
+
+def _series_of(primitive: Primitive, reference: Reference) -> Callable[..., tuple[Any, Any]]:
+    """The primitive for the results, the jnp reference for the series."""
+
+    def rule(primals, series, *, implementation, **params):
+        results = bind(primitive, *primals, implementation=implementation, **params)
+        moved = [i for i, x in enumerate(primals) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return results, _compat.taylor_series(
+            _of_some(functools.partial(reference, **params), primals, moved),
+            [primals[i] for i in moved],
+            [series[i] for i in moved],
+        )
+
+    return rule
+
+
+def _of_some(reference: Reference, operands: Sequence[Any], moved: Sequence[int]) -> Reference:
+    """The reference as a function of the operands at the places `moved`, the others held."""
+
+    def of_moved(*values):
+        full = list(operands)
+        for i, value in zip(moved, values):
+            full[i] = value
+        return tuple(reference(*_compat.match_varying_axes(*full)))
+
+    return of_moved
 
 
 def linear(primitive: Primitive, rule: Callable[..., Sequence[Any]]) -> None:
@@ -223,7 +257,7 @@ def _linear_jvp(primitive: Primitive, apply, reference: Reference, given: str) -
     def rule(primals, tangents, **params):
         count = len(primals) - sum(params[given])
         residuals, dresiduals = primals[:count], tangents[:count]
-        operands, doperands = primals[count:], tangents[count:]
+        doperands = tangents[count:]
         results = bind(primitive, *primals, **params)
 
         dresults = [None] * len(results)
@@ -235,15 +269,8 @@ def _linear_jvp(primitive: Primitive, apply, reference: Reference, given: str) -
         moved = [i for i, d in enumerate(dresiduals) if not is_zero(d)]
         if moved:
             params = {k: v for k, v in params.items() if k != "implementation"}
-
-            def of_moved(*values):
-                full = list(residuals)
-                for i, value in zip(moved, values):
-                    full[i] = value
-                return tuple(reference(*_compat.match_varying_axes(*full, *operands), **params))
-
             _, through = jax.jvp(
-                of_moved,
+                _of_some(functools.partial(reference, **params), primals, moved),
                 tuple(residuals[i] for i in moved),
                 tuple(dresiduals[i] for i in moved),
             )

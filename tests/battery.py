@@ -28,7 +28,7 @@ from jax.test_util import check_grads
 
 # The longest chain of roundings in a second derivative, about 100, times what dividing by a small
 # deviation can make of each: below 4096.
-RTOL = 4096 * np.finfo(np.float64).eps
+RTOL = 4096 * float(np.finfo(np.float64).eps)
 
 
 @dataclasses.dataclass(frozen=True)

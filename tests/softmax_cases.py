@@ -56,7 +56,7 @@ def discrete(x, name, masked):
 
     A label is the first class that is not masked. Fully masked rows are among them.
     """
-    where = x > 0
+    where = jax.lax.stop_gradient(x) > 0  # jet knows no argmax of a series
     found: dict[str, Any] = {"where": where} if masked else {}
     if name == "syntonic_cross_entropy":
         found["labels"] = jnp.argmax(where, -1) if x.shape[-1] else jnp.zeros(x.shape[:-1], int)

@@ -37,7 +37,7 @@ def apply(name: str | None, z: Any) -> Any:
     if name is None:
         return z
     if name == "relu":
-        return jnp.maximum(z, 0)
+        return jnp.where(z <= 0, 0, z)  # NaN stays; maximum's own derivative at 0 would be 1/2
     return z * jax.nn.sigmoid(_gate(name, z)[0])
 
 

@@ -237,7 +237,10 @@ def planes_of(x: Any, block: Block) -> Any:
 
 def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
     channels = math.prod(x.shape[:groups]) * x.shape[-2]
-    return Value("scratch", dtype=dtype, size=entry * max(_ENTRIES, _LEAST_WORKERS * channels))
+    least = _LEAST_WORKERS * channels
+    # A symbolic number of channels compares with none; more than is needed does no harm.
+    entries = max(_ENTRIES, least) if isinstance(channels, int) else _ENTRIES + least
+    return Value("scratch", dtype=dtype, size=entry * entries)
 
 
 def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups, **given):
@@ -307,11 +310,18 @@ def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params)
     return [*elementwise, *(s.reshape(mean.shape) for s, i in zip(found, inputs[1:]) if i)]
 
 
+def _without_spread(*operands, epsilon, **params):
+    """Where a channel has neither variance nor ε, and is divided by zero, for `checkify`."""
+    var = _moments_reference(*operands, epsilon=epsilon, **params)[2]
+    return jnp.isinf(lax.rsqrt(var + epsilon))
+
+
 golden_batch_norm_moments_p = define(
     "golden_batch_norm_moments",
     _moments_reference,
     operation="golden_batch_norm",
     kernel=_moments_kernel,
+    divides_by_zero=_without_spread,
 )
 golden_batch_norm_tangent_p = define(
     "golden_batch_norm_tangent", _tangent_reference, operation="golden_batch_norm"

@@ -15,8 +15,9 @@ the mean overflows, and no slope is subnormal. The derivative of rest is not cou
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def layernorm(
 ) -> tuple[Any, Any]:
     """y and the statistics of rows z, numbers of type `dtype`.
 
-    `ordinary` promises that no square of z leaves the range of its type (`is_ordinary`), and that
+    `ordinary` promises that no square of z leaves the range of its type (`_is_ordinary`), and that
     this is a computation of its own.
     """
     z = widen(z)
@@ -61,7 +62,27 @@ def layernorm(
     return y, jnp.concatenate([shift, slope, rest], -1)
 
 
-def is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
+def shortcut(reference: Callable[..., Any], sum_of: Callable[..., Any]) -> Callable[..., Any]:
+    """`reference` for a CPU: rows are searched for their largest numbers only if they must be.
+
+    `sum_of(*operands, **params)` is z. What it costs to look is a pass over the rows; a second form
+    of the reference is compiled for it. Over several devices all would have to ask each other.
+    """
+
+    def on_cpu(*operands, devices, **params):
+        if devices > 1:
+            return reference(*operands, **params)
+        return lax.cond(
+            _is_ordinary(sum_of(*operands, **params), params["epsilon"], operands[0].dtype),
+            functools.partial(reference, ordinary=True, **params),
+            functools.partial(reference, **params),
+            *operands,
+        )
+
+    return on_cpu
+
+
+def _is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
     """Whether no row is large enough, or small enough, for its squares to leave the range."""
     if dtype == jnp.float16:
         return jnp.bool_(True)
@@ -112,6 +133,19 @@ def layernorm_vjp(
     return dz, d_scale, d_bias
 
 
+def without_spread(reference: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
+    """Where a row has neither variance nor ε, and is divided by zero, for `checkify`.
+
+    Of a reference whose last residual are the statistics.
+    """
+
+    def divides_by_zero(*operands, **params):
+        *_, statistics = reference(*operands, **params | {"residuals": True})
+        return jnp.isinf(_slope(statistics))
+
+    return divides_by_zero
+
+
 # Sums over rows are left in a scratch result by at most this many elements' worth of workers for
 # each parameter: enough to fill the device, and little beside the data.
 _SCRATCH_ELEMENTS = 1 << 21
@@ -121,6 +155,8 @@ _MAX_WORKERS = 2048
 def scratch_size(z: Any) -> int:
     """Elements of scratch for the sums over the rows of z that one parameter gradient takes."""
     width = z.shape[-1]
+    if not isinstance(width, int):  # a symbol of an export, which compares with no number
+        return _SCRATCH_ELEMENTS + width
     rows = z.size // width
     workers = min(_MAX_WORKERS, max(1, _SCRATCH_ELEMENTS // width))
     return width * (min(workers, rows) if isinstance(rows, int) else workers)

@@ -42,5 +42,6 @@ def round_to(x: Any, dtype: Any) -> Any:
         # XLA's reduce_precision flushes float16's subnormals: multiples of 2**-24.
         spacing = 2.0**-24
         subnormal = lax.round(x / spacing, lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
-        rounded = jnp.where(jnp.abs(x) < info.tiny, subnormal, rounded)
+        subnormal = x + lax.stop_gradient(subnormal - x)  # exact; the derivative is that of x
+        rounded = jnp.where(jnp.abs(x) < float(info.tiny), subnormal, rounded)
     return rounded

@@ -15,8 +15,9 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _fixed, _public
+from .._compat import no_series
 from .._partition import elementwise_call
-from .._primitive import bind, define, forward_mode, zero_like
+from .._primitive import bind, define, forward_mode, taylor_mode, zero_like
 from .._rows import batch_elementwise
 from ..constants import PHI
 from ._numerics import widen
@@ -340,5 +341,13 @@ def _jvp(primals, tangents, *, dtype, **params):
     return results, [tangents[0].astype(dtype)]
 
 
+def _taylor(primals, series, *, dtype, **params):
+    results = bind(crystallize_p, *primals, dtype=dtype, **params)
+    if dtype is None:
+        return results, [no_series] * 2
+    return results, [[term.astype(dtype) for term in series[0]]]
+
+
 forward_mode(crystallize_p, _jvp)
+taylor_mode(crystallize_p, _taylor)
 batch_elementwise(crystallize_p)

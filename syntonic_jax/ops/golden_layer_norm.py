@@ -14,10 +14,17 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
 from .._partition import Value, row_call
-from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes
+from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode
-from ._layernorm import is_ordinary, layernorm, layernorm_jvp, layernorm_vjp, scratch_size
+from ._layernorm import (
+    layernorm,
+    layernorm_jvp,
+    layernorm_vjp,
+    scratch_size,
+    shortcut,
+    without_spread,
+)
 from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -135,10 +142,6 @@ def _reference(
     return (y.astype(dtype), statistics) if residuals else (y.astype(dtype),)
 
 
-def _is_ordinary(x, *_, epsilon, **__):
-    return is_ordinary(x, epsilon, x.dtype)
-
-
 def _tangent_reference(
     x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
 ):
@@ -214,7 +217,8 @@ golden_layer_norm_p = define(
     _reference,
     operation="golden_layer_norm",
     kernel=_kernel,
-    shortcut=Shortcut(_is_ordinary, functools.partial(_reference, ordinary=True)),
+    on_cpu=shortcut(_reference, lambda x, *_, **__: x),
+    divides_by_zero=without_spread(_reference),
 )
 golden_layer_norm_tangent_p = define(
     "golden_layer_norm_tangent", _tangent_reference, operation="golden_layer_norm"

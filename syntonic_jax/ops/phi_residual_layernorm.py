@@ -11,10 +11,17 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
 from .._partition import Value, row_call
-from .._primitive import Shortcut, bind, define, forward_mode, is_zero, transposes
+from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode, PhiResidualMode, check_mode
-from ._layernorm import is_ordinary, layernorm, layernorm_jvp, layernorm_vjp, scratch_size
+from ._layernorm import (
+    layernorm,
+    layernorm_jvp,
+    layernorm_vjp,
+    scratch_size,
+    shortcut,
+    without_spread,
+)
 from ._numerics import accumulation_dtype, round_to, widen
 from .phi_residual import branch_scales, golden_sum
 
@@ -147,9 +154,8 @@ def _reference(
     return results if residuals else results[: 1 + return_sum]
 
 
-def _is_ordinary(identity, residual, *_, mode, epsilon, **__):
-    z = golden_sum(identity, residual, mode)
-    return is_ordinary(z, epsilon, identity.dtype)
+def _sum_of(identity, residual, *_, mode, **__):
+    return golden_sum(identity, residual, mode)
 
 
 def _tangent_reference(
@@ -247,7 +253,8 @@ phi_residual_layernorm_p = define(
     _reference,
     operation="phi_residual_layernorm",
     kernel=_kernel,
-    shortcut=Shortcut(_is_ordinary, functools.partial(_reference, ordinary=True)),
+    on_cpu=shortcut(_reference, _sum_of),
+    divides_by_zero=without_spread(_reference),
 )
 phi_residual_layernorm_tangent_p = define(
     "phi_residual_layernorm_tangent", _tangent_reference, operation="phi_residual_layernorm"

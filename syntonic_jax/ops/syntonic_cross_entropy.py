@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from .. import _check, _dispatch, _public
+from .._compat import Indices
 from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows
@@ -168,6 +169,20 @@ def _cotangent_reference(*operands, form: Form, row_dtype, groups, inputs, outpu
     return logit_cotangent(select(parts.mask, ct, 0), inputs, row_dtype, form, groups)
 
 
+def _indices(*operands, form: Form, ignored=None, **_):
+    """The labels, for `checkify`; what reads none has a valid one here.
+
+    That is a row without any class, and one whose label is the number `ignored`.
+    """
+    parts, (labels,) = form.split(operands)
+    axis = form.axis(parts.x)
+    if ignored is not None:
+        labels = jnp.where(labels == ignored, 0, labels)
+    if parts.mask is not None:
+        labels = jnp.where(parts.mask.any(axis), labels, 0)
+    return Indices(labels, parts.x.shape, axis)
+
+
 # ------------------------------------------------------------------------------ primitives
 
 
@@ -196,7 +211,11 @@ def _cotangent_kernel(*operands, devices, **params):
 
 
 syntonic_cross_entropy_p = define(
-    "syntonic_cross_entropy", _reference, operation="syntonic_cross_entropy", kernel=_kernel
+    "syntonic_cross_entropy",
+    _reference,
+    operation="syntonic_cross_entropy",
+    kernel=_kernel,
+    indices=_indices,
 )
 syntonic_cross_entropy_tangent_p = define(
     "syntonic_cross_entropy_tangent", _tangent_reference, operation="syntonic_cross_entropy"
