@@ -52,8 +52,8 @@ def define(
 ):
     """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
 
-    `on_cpu` is the same function in jnp that a CPU runs faster. As in a kernel there may be branches
-    in it, if there is one device, and operations without a rule for explicit shardings.
+    `on_cpu` is the same function in jnp that a CPU runs faster. There may be operations in it that
+    have no rule for explicit shardings and, where there is one device, branches.
 
     For `checkify` it says, in jnp and as functions of what the reference takes, where it divides by
     zero, and which integers among its operands choose along an axis; those out of use must be given
