@@ -38,8 +38,19 @@ _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 _with_kernel: dict[Primitive, Callable[[str], None]] = {}
 
 
-def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | None = None):
-    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen."""
+def define(
+    name: str,
+    reference: Reference,
+    *,
+    operation: str,
+    kernel: Kernel | None = None,
+    on_cpu: Reference | None = None,
+):
+    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
+
+    `on_cpu` is the same function in the jnp that a CPU runs faster. It may be of operations that
+    have no rule for explicit shardings: it is traced on bare types, as kernels are.
+    """
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
@@ -56,38 +67,50 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
 
     lower_reference = mlir.lower_fun(reference, multiple_results=True)
+    lower_on_cpu = lower_reference if on_cpu is None else functools.partial(_lower_bare, on_cpu)
 
-    def lower(ctx, *operands, implementation, **params):
-        if implementation == "cuda" and kernel is not None:
-            raise ValueError(
-                f"{operation}: implementation='cuda' cannot run on "
-                f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
-            )
-        return lower_reference(ctx, *operands, **params)
+    def refuse_kernels(lower_plain):
+        def lower(ctx, *operands, implementation, **params):
+            if implementation == "cuda" and kernel is not None:
+                raise ValueError(
+                    f"{operation}: implementation='cuda' cannot run on "
+                    f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
+                )
+            return lower_plain(ctx, *operands, **params)
 
-    mlir.register_lowering(primitive, lower)
+        return lower
+
+    mlir.register_lowering(primitive, refuse_kernels(lower_reference))
+    if on_cpu is not None:
+        mlir.register_lowering(primitive, refuse_kernels(lower_on_cpu), platform="cpu")
     if kernel is not None:
-        _with_kernel[primitive] = functools.partial(
-            _register_kernel, primitive, operation, kernel, lower_reference
-        )
-        _with_kernel[primitive]("cuda")
+
+        def register(platform):
+            lower_plain = lower_on_cpu if platform == "cpu" else lower_reference
+            _register_kernel(primitive, operation, kernel, lower_plain, platform)
+
+        _with_kernel[primitive] = register
+        register("cuda")
     return primitive
 
 
 def _register_kernel(
-    primitive: Primitive, operation: str, kernel: Kernel, lower_reference, platform: str
+    primitive: Primitive, operation: str, kernel: Kernel, lower_plain, platform: str
 ) -> None:
     def lower(ctx, *operands, implementation, **params):
         if _dispatch.choose(operation, implementation, platform) == "xla":
-            return lower_reference(ctx, *operands, **params)
+            return lower_plain(ctx, *operands, **params)
         devices = _compat.partition_devices(ctx)
-        # The glue around a call is traced on bare types under an empty mesh, so that it adds no
-        # sharding constraints of its own.
-        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
-            rule = mlir.lower_fun(functools.partial(kernel, devices=devices), multiple_results=True)
-            return rule(_compat.bare_context(ctx), *operands, **params)
+        return _lower_bare(functools.partial(kernel, devices=devices), ctx, *operands, **params)
 
     mlir.register_lowering(primitive, lower, platform=platform)
+
+
+def _lower_bare(function, ctx, *operands, **params):
+    """Lowers jnp that is traced on bare types under an empty mesh: no sharding constraints."""
+    with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
+        rule = mlir.lower_fun(function, multiple_results=True)
+        return rule(_compat.bare_context(ctx), *operands, **params)
 
 
 def lower_kernels_on(platform: str) -> None:
