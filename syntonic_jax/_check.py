@@ -155,7 +155,8 @@ def labels(
     mapped = jnp.where(is_class, value.astype(jnp.int32), -1)
     if ignored is None:
         return mapped, None
-    return jnp.where(value == ignored, IGNORED, mapped), IGNORED
+    unused = value == np.asarray(ignored, value.dtype)
+    return jnp.where(unused, IGNORED, mapped), IGNORED
 
 
 def index_groups(function: str, groups: Any) -> tuple[tuple[int, ...], ...]:
