@@ -118,6 +118,36 @@ def test_softmax_of_what_is_not_masked(name, mode, shape, axis, rng):
     check("cuda", name, given, ct, where=where, **options)
 
 
+@pytest.mark.parametrize("mode", ["identity", "learned"])
+@pytest.mark.parametrize("width", [7, 256, 1033])
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_labels_out_of_use(dtype, width, mode, rng):
+    """Rows that are not numbers leave nothing behind, and the others are as ever."""
+    x = jnp.asarray(rng.normal(size=(6, width)), dtype)
+    labels = np.array([1, -100, 0, -100, -1, -100])
+    kept = jnp.asarray(labels) >= 0
+    bad = jnp.asarray([0, jnp.nan, 0, -jnp.inf, 0, jnp.inf], dtype)[:, None]
+    norms = jnp.abs(jnp.asarray(rng.normal(size=width), oracles.accumulation(dtype)))
+
+    def both(x, labels, **options):
+        def f(x, norms):
+            given = {"mode_norms": norms} if mode == "learned" else {}
+            f = functools.partial(FUNCTIONS["syntonic_cross_entropy"], implementation="cuda")
+            return f(x, labels, **given, **options)
+
+        loss, pull = jax.vjp(f, x, norms)
+        return loss, *pull(jnp.where(kept, 1, 7).astype(loss.dtype))
+
+    loss, dx, d_norms = both(jnp.where(kept[:, None], x, bad + x), labels, ignore_index=-100)
+    np.testing.assert_array_equal(np.isnan(loss), labels == -1)
+    np.testing.assert_array_equal(loss[labels == -100], 0)
+    np.testing.assert_array_equal(oracles.real(dx)[~kept], 0)
+    good, d_good, d_norms_good = both(x, np.where(kept, labels, -1))
+    np.testing.assert_array_equal(loss[kept], good[kept])
+    np.testing.assert_array_equal(dx[kept], d_good[kept])
+    np.testing.assert_array_equal(d_norms, d_norms_good)
+
+
 @pytest.mark.parametrize("precision", [1, 10, 100, 300, 1024, 5000])
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_crystallize(dtype, precision, rng):
