@@ -129,9 +129,13 @@ def prepare(
 
 def log_weights(mode_norms: Any, syntony: Any, scale: Any, dtype: Any) -> Any:
     """scale · log w in the type `dtype`, of whichever of the two is given."""
-    if mode_norms is not None:
-        return _product(-PHI_INV * jnp.asarray(scale, dtype), jnp.asarray(mode_norms).astype(dtype))
-    return _product(jnp.asarray(scale, dtype), _log(jnp.asarray(syntony).astype(dtype)))
+    scale = jnp.asarray(scale, dtype)
+    if mode_norms is None:
+        return _product(scale, _log(jnp.asarray(syntony).astype(dtype)))
+    # φ⁻¹ goes to the larger one: the other, times it, might be no normal number any more.
+    small = jnp.abs(scale) < 1
+    norms = jnp.where(small, PHI_INV, 1) * jnp.asarray(mode_norms).astype(dtype)
+    return _product(jnp.where(small, -1, -PHI_INV) * scale, norms)
 
 
 def _log(weights: Any) -> Any:

@@ -19,7 +19,7 @@ from .. import _check, _dispatch
 from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows
-from ._numerics import accumulation_dtype
+from ._numerics import accumulation_dtype, widen
 from ._softmax import (
     Form,
     Logits,
@@ -76,7 +76,8 @@ def syntonic_cross_entropy(
 
     Returns:
       The loss, of the shape of the labels, in float32 (float64 for float64 logits): the type in
-      which it is computed, whatever that of the logits.
+      which it is computed, whatever that of the logits. A row whose largest z is +inf, −inf or NaN,
+      or beyond that type, is NaN.
 
     Raises:
       TypeError: an array is not real floating point, `labels` not integer, `where` not boolean, or
@@ -153,6 +154,11 @@ class _ByComparison:
 
     logit = of
 
+    @staticmethod
+    def logits(parts: Logits, form: Form, groups: int) -> tuple[Logits, Any]:
+        """The parts, and what they make."""
+        return parts, logits_of(parts, form, groups)
+
     def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:
         """`row` less `amount` at the label, where `rest` then remains, in the type `dtype`."""
         del rest
@@ -180,14 +186,26 @@ class _ByPlace:
         return found.squeeze(self.axis)
 
     def logit(self, z: Any) -> Any:
-        del z  # from its parts: then it need not be in memory
-        parts, form, groups = self.parts, self.form, self.groups
-        bias = None if parts.bias is None else form.spread(parts.bias, parts.x, groups)
-        rows = (parts.x, parts.weights, bias)
-        at = (None if r is None else jnp.expand_dims(self.of(r), self.axis) for r in rows)
-        x, weights, bias = at
-        z = logits_of(Logits(x, None, weights, parts.scale), form, groups)
-        return (z if bias is None else z + bias).squeeze(self.axis)
+        parts = self.parts
+        if parts.weights is not None:
+            return self.of(z)
+        # From its parts: then z need not be in memory.
+        x = widen(self.of(parts.x))
+        if parts.bias is None:
+            return x
+        return x + self.of(self.form.spread(parts.bias, parts.x, self.groups))
+
+    @staticmethod
+    def logits(parts: Logits, form: Form, groups: int) -> tuple[Logits, Any]:
+        """The same, with the same rounding wherever they are used.
+
+        XLA computes a product anew in every fusion, and rounds it in some of them only: the logit
+        of the label must not differ by that from the one in the sum.
+        """
+        if parts.bias is not None:
+            parts = parts._replace(bias=lax.optimization_barrier(parts.bias))
+        z = logits_of(parts, form, groups)
+        return parts, z if parts.weights is None else lax.optimization_barrier(z)
 
     def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:
         del amount
@@ -212,7 +230,8 @@ def _counted(parts: Logits, counts: Any, axis: int) -> Any:
 
 def _loss(find, *operands, form: Form, residuals, ignored, groups):
     parts, (labels,) = form.split(operands)
-    z, label = logits_of(parts, form, groups), find(parts, labels, form, groups)
+    parts, z = find.logits(parts, form, groups)
+    label = find(parts, labels, form, groups)
     largest, total = normaliser(z, parts, form)
     log_total = jnp.log(total)
     is_class = (labels >= 0) & (labels < parts.x.shape[form.axis(parts.x)])
@@ -241,6 +260,7 @@ def _tangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, ou
 def _cotangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, outputs):
     del ignored
     parts, (labels, largest, log_total, *cotangents) = form.split(operands)
+    parts, z = find.logits(parts, form, groups)
     label = find(parts, labels, form, groups)
     p, axis = probabilities(label.parts, largest, log_total, form, groups), label.axis
     total = functools.reduce(operator.add, cotangents)
@@ -249,8 +269,7 @@ def _cotangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, 
         ct_loss = jnp.where(label.counts, cotangents[0], 0)
 
         def at_label():
-            z = label.logit(logits_of(parts, form, groups))
-            there = jnp.exp(z - largest) * share(log_total, parts.mask)
+            there = jnp.exp(label.logit(z) - largest) * share(log_total, parts.mask)
             return jnp.where(label.counts, there * total - ct_loss, 0)
 
         # What is to be summed over rows is not rounded before.

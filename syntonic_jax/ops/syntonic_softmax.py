@@ -77,7 +77,8 @@ def syntonic_softmax(
 
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once. A row
-      with a +inf, with a NaN, or of −inf alone is NaN.
+      with a +inf, with a NaN, or of −inf alone is NaN. So is one whose largest x + scale · log w is
+      beyond the type of the computation.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `axis` no
@@ -128,7 +129,8 @@ def syntonic_log_softmax(
 
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once. A row
-      with a +inf, with a NaN, or of −inf alone is NaN.
+      with a +inf, with a NaN, or of −inf alone is NaN. So is one whose largest x + scale · log w is
+      beyond the type of the computation.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `axis` no
@@ -188,14 +190,14 @@ def _tangent_reference(y, *operands, form: Form, dtype, row_dtype, groups, input
     del outputs
     y, mask, tangents = _residuals(y, operands, form, row_dtype)
     dz = logit_tangent(tangents, inputs, y, mask, y.dtype, form, groups)
-    return (_product(y, dz, form).astype(dtype),)
+    return (_product(y, dz, mask, form).astype(dtype),)
 
 
 def _cotangent_reference(y, *operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
     del dtype, outputs
     y, mask, (ct,) = _residuals(y, operands, form, row_dtype)
     ct = select(mask, ct.astype(y.dtype), 0)
-    return logit_cotangent(_product(y, ct, form), inputs, row_dtype, form, groups)
+    return logit_cotangent(_product(y, ct, mask, form), inputs, row_dtype, form, groups)
 
 
 def _residuals(y, operands, form: Form, row_dtype):
@@ -204,9 +206,12 @@ def _residuals(y, operands, form: Form, row_dtype):
     return y.astype(accumulation_dtype(row_dtype)), mask, operands[form.mask :]
 
 
-def _product(y, v, form: Form):
-    """The derivative of a softmax, which is its own transpose, times v."""
-    return y * (v - (y * v).sum(form.axis(y), keepdims=True))
+def _product(y, v, mask, form: Form):
+    """The derivative of a softmax, which is its own transpose, times v; nothing under the mask.
+
+    There y is 0, but what a row that is NaN takes off is NaN.
+    """
+    return select(mask, y * (v - (y * v).sum(form.axis(y), keepdims=True)), 0)
 
 
 def _log_tangent_reference(*operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
