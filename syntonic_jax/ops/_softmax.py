@@ -162,10 +162,13 @@ def _product(factor: Any, values: Any) -> Any:
 # -------------------------------------------------------------------------------- reference
 
 
-def logits_of(parts: Logits, form: Form, groups: int) -> Any:
-    """z in the accumulation type; whatever it is under the mask, no derivative is NaN for it."""
+def logits_of(parts: Logits, form: Form, groups: int, hide: bool = True) -> Any:
+    """z in the accumulation type; whatever it is under the mask, no derivative is NaN for it.
+
+    What is never differentiated itself, as a forward pass, need not `hide` what lies there.
+    """
     x, bias, *_ = parts
-    z = select(parts.mask, widen(x), 0)
+    z = select(parts.mask, widen(x), 0) if hide else widen(x)
     if bias is not None:
         z = z + form.spread(bias, x, groups)
     if parts.weights is not None:

@@ -204,7 +204,7 @@ class _ByPlace:
         """
         if parts.bias is not None:
             parts = parts._replace(bias=lax.optimization_barrier(parts.bias))
-        z = logits_of(parts, form, groups)
+        z = logits_of(parts, form, groups, hide=False)
         return parts, z if parts.weights is None else lax.optimization_barrier(z)
 
     def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:

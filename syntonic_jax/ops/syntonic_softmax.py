@@ -173,13 +173,13 @@ def _public(name, x, mode_norms, syntony, scale, where, axis, dtype, implementat
 
 def _reference(*operands, form: Form, dtype, groups):
     parts, _ = form.split(operands)
-    z = logits_of(parts, form, groups)
+    z = logits_of(parts, form, groups, hide=False)
     return (softmax(z, parts, form).astype(dtype),)
 
 
 def _log_reference(*operands, form: Form, dtype, residuals, groups):
     parts, _ = form.split(operands)
-    z = logits_of(parts, form, groups)
+    z = logits_of(parts, form, groups, hide=False)
     largest, total = normaliser(z, parts, form)
     log_total = jnp.log(total)
     y = log_softmax(z, parts.mask, largest, log_total, form, -jnp.inf).astype(dtype)
