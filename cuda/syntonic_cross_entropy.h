@@ -6,8 +6,8 @@
 namespace syntonic {
 
 // The loss of a row in which nothing counts is 0; that of a label out of range is NaN, or 0 if it
-// is `ignored`; that of one that does not count +inf. None of these has a gradient, nor a normaliser:
-// max and log_sum are 0.
+// is `ignored`; that of one that does not count +inf. None of these has a gradient, nor a
+// normaliser: max and log_sum are 0.
 struct SyntonicCrossEntropy {
   SoftmaxLogits logits;   // shape.inner = 1
   const int32_t* labels;  // one per row

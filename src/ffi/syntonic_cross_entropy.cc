@@ -69,12 +69,10 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
                      [&] { return syntonic_cross_entropy_cotangent(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(kRun, run,
-                       execute()
-                           .Attr<int32_t>("operands")
-                           .Attr<int32_t>("ignored")
-                           .Attr<int32_t>("statistics"),
-                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(
+    kRun, run,
+    execute().Attr<int32_t>("operands").Attr<int32_t>("ignored").Attr<int32_t>("statistics"),
+    {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
                        execute().Attr<int32_t>("operands").Attr<int32_t>("results"),
                        {ffi::Traits::kCmdBufferCompatible});

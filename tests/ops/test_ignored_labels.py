@@ -5,6 +5,7 @@ NaN, and `debug_nans` finds it before any `jnp.where` does.
 """
 
 import functools
+from typing import Any
 
 import battery
 import jax
@@ -25,7 +26,7 @@ LABELS = np.array([2, -100, 0, -100, 4])
 KEPT = LABELS != -100
 
 
-def loss_of(implementation, labels=LABELS, ignore_index: int | None = -100, **options):
+def loss_of(implementation, labels: Any = LABELS, ignore_index: Any = -100, **options):
     """A function of the other operands by name."""
 
     def loss(given):
@@ -37,7 +38,7 @@ def loss_of(implementation, labels=LABELS, ignore_index: int | None = -100, **op
     return loss
 
 
-def composed(implementation, labels=LABELS, **options):
+def composed(implementation, labels: Any = LABELS, **options):
     """The same by selection of rows from a call whose labels are all classes."""
     whole = loss_of(implementation, np.where(KEPT, labels, 0), None, **options)
     return lambda given: jnp.where(KEPT, whole(given), 0)
@@ -198,7 +199,7 @@ def test_sharded_rows_stay_where_they_are(kind, implementation, rng):
         programs = [jax.jit(f).lower(*operands[:3]), jax.jit(slopes).lower(*operands)]
         programs = [program.compile() for program in programs]
         found = programs[0](*operands[:3]), programs[1](*operands)
-        texts = [program.as_text() for program in programs]
+        texts = [str(program.as_text()) for program in programs]
     moves = ("all-gather", "all-to-all", "collective-permute")
     assert not any(move in text for move in moves for text in texts)
     assert "all-reduce" not in texts[0]
