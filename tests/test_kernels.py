@@ -118,6 +118,40 @@ def test_softmax_of_what_is_not_masked(name, mode, shape, axis, rng):
     check("cuda", name, given, ct, where=where, **options)
 
 
+@names
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis", "masked"),
+    [((40, 7), 1, True), ((40, 256), 1, False), ((30, 1033), 1, True), ((2, 40, 17), 1, True)],
+    ids=str,
+)
+def test_softmax_of_infinities(name, shape, axis, dtype, masked, rng):
+    """What is NaN, inf, −inf or a number in values and gradients is so from both lowerings."""
+    given, options, ct = drawn(rng, name, shape, axis, dtype, "learned")
+    values = rng.choice([np.inf, -np.inf, np.nan], size=shape)
+    few = rng.random(shape) < 1 / shape[axis]
+    given["x"] = jnp.where(few, jnp.asarray(values, dtype), given["x"])
+    given["x"] = given["x"].at[0].set(-jnp.inf)
+    given["mode_norms"] = given["mode_norms"].at[1].set(jnp.inf)
+    if masked:
+        options["where"] = jnp.asarray(rng.random(shape) < 0.7).at[1].set(False)
+
+    def both(implementation):
+        def f(given):
+            rest = {k: v for k, v in given.items() if k != "x"}
+            return FUNCTIONS[name](given["x"], **rest, **options, implementation=implementation)
+
+        y, pull = jax.vjp(f, given)
+        return y, pull(ct)[0]
+
+    def kind(x):
+        x = oracles.real(x)
+        return np.where(np.isnan(x), "nan", np.where(np.isinf(x), np.sign(x).astype(str), "number"))
+
+    for ours, theirs in zip(*map(jax.tree.leaves, map(both, ("cuda", "xla"))), strict=True):
+        np.testing.assert_array_equal(kind(ours), kind(theirs))
+
+
 @pytest.mark.parametrize("mode", ["identity", "learned"])
 @pytest.mark.parametrize("width", [7, 256, 1033])
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
