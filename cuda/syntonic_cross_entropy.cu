@@ -17,6 +17,7 @@ struct Arguments {
   int64_t group_rows;  // 0: one group, no division needed
   int width;
   int team;
+  int ignored;  // a label below 0 that is out of use; 0: none
 
   __device__ int64_t group(int64_t row) const {
     return group_rows == 0 || row >= rows ? 0 : row / group_rows;
@@ -49,12 +50,15 @@ __global__ void __launch_bounds__(kStreamThreads, kPlain ? 4 : 2)
     a.loss[row] = A(0);  // nothing counts
   } else if (counts) {
     a.loss[row] = (total.max - chosen) + log_sum;
+  } else if (label >= 0 && label < a.width) {
+    a.loss[row] = kInfinity<A>;
   } else {
-    a.loss[row] = label < 0 || label >= a.width ? kNaN<A> : kInfinity<A>;
+    a.loss[row] = label < 0 && label == a.ignored ? A(0) : kNaN<A>;
   }
   if (!a.max) return;
-  a.max[row] = total.max;
-  a.log_sum[row] = log_sum;
+  // Nothing that a row without a gradient leaves behind need be a number.
+  a.max[row] = counts ? total.max : A(0);
+  a.log_sum[row] = counts ? log_sum : A(0);
 }
 
 constexpr int kPieceThreads = 256;
@@ -120,6 +124,7 @@ Status syntonic_cross_entropy(Stream stream, const SyntonicCrossEntropy& call) {
         shape.groups == 1 ? 0 : shape.outer,
         static_cast<int>(shape.width),
         plan.team,
+        call.ignored,
     };
     return launch(stream, grid_of_rows(plan, shape.rows()),
                   plain(call.logits) ? cross_entropy_rows<true, T> : cross_entropy_rows<false, T>,

@@ -5,11 +5,13 @@
 
 namespace syntonic {
 
-// The loss of a row in which nothing counts is 0; that of a label out of range is NaN, that of one
-// that does not count +inf. None of these has a gradient.
+// The loss of a row in which nothing counts is 0; that of a label out of range is NaN, or 0 if it
+// is `ignored`; that of one that does not count +inf. None of these has a gradient, nor a
+// normaliser: max and log_sum are 0.
 struct SyntonicCrossEntropy {
   SoftmaxLogits logits;   // shape.inner = 1
   const int32_t* labels;  // one per row
+  int32_t ignored;        // below 0; 0: none
   void* loss;             // acc, one per row
   void* max;              // acc, one per row; optional, together with log_sum
   void* log_sum;          // acc, one per row

@@ -140,8 +140,27 @@ def integers(function: str, labels: Any) -> None:
         raise TypeError(f"{function}: labels must be integers, got {dtype}")
 
 
-def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax.Array:
-    """Integer labels of `shape` as int32, with −1 for what is none of the classes."""
+IGNORED = -2  # what a label out of use is, where labels are mapped at all
+
+
+def ignore_index(function: str, value: Any) -> int | None:
+    """The label out of use, or None; TypeError unless it is an integer."""
+    if value is None or type(value) is int:  # at once: an eager call waits for this
+        return value
+    number = _number.integer(value)
+    if number is None:
+        raise TypeError(f"{function}: ignore_index must be an integer or None, got {value!r}")
+    return number
+
+
+def labels(
+    function: str, value: Any, shape: Sequence[Any], classes: Any, ignored: int | None = None
+) -> tuple[jax.Array, int | None]:
+    """Integer labels of `shape` as int32, negative for what is none of the classes.
+
+    And which negative number is the label out of use, `ignored`; None where none of them can be.
+    No array is made of 32 bits or less, unless a class is out of use.
+    """
     integers(function, value)
     value = jnp.asarray(value)
     if value.shape != tuple(shape):
@@ -149,9 +168,20 @@ def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax
             f"{function}: labels must have the shape {tuple(shape)} of the logits without the axis "
             f"of the classes, got {value.shape}"
         )
-    if value.dtype.itemsize > 4:  # what int32 cannot hold must not become a class
-        value = jnp.where((value >= 0) & (value < classes), value, -1)
-    return value.astype(jnp.int32)
+    held = jnp.iinfo(value.dtype)
+    if ignored is not None and not held.min <= ignored <= held.max:
+        ignored = None
+    if held.bits < 32 or value.dtype == jnp.int32:
+        value = value.astype(jnp.int32)
+        if ignored is None or ignored < 0:
+            return value, ignored
+    # What int32 cannot hold must not become a class, nor the label out of use.
+    is_class = (value >= 0) & (value < classes)
+    mapped = jnp.where(is_class, value.astype(jnp.int32), -1)
+    if ignored is None:
+        return mapped, None
+    unused = value == np.asarray(ignored, value.dtype)
+    return jnp.where(unused, IGNORED, mapped), IGNORED
 
 
 def axis_name(function: str, value: Any) -> None:

@@ -91,7 +91,7 @@ CALLS |= {
     "cross_entropy": (
         {**LOGITS, "labels": LABELS},
         {"loss": VECTOR, **NORMALISER},
-        {"operands": 7, "statistics": 1},
+        {"operands": 7, "ignored": -100, "statistics": 1},
     ),
     "cross_entropy_cotangent": (
         {**LOGITS, "labels": LABELS, **NORMALISER, "ct": VECTOR},
@@ -348,6 +348,7 @@ WRONG = [
     ("cross_entropy", {"labels": floats(6, dtype="int64")}, "labels must be int32"),
     ("cross_entropy", {"loss": floats(6, dtype="float16")}, "loss must be float32"),
     ("cross_entropy", {"loss": floats(4)}, "loss must have 6 elements"),
+    ("cross_entropy", {"ignored": 1}, r"ignored must lie in -2147483648\.\.0, got 1"),
     ("cross_entropy", {"statistics": 2}, r"statistics must lie in 0\.\.1, got 2"),
     ("cross_entropy_cotangent", {"ct": ROWS}, r"ct must have 6 elements, got \(6, 4\)"),
     ("cross_entropy_cotangent", {"d_z": floats(6, 5)}, "d_z must have 24 elements"),

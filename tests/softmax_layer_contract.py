@@ -118,6 +118,18 @@ class SoftmaxContract:
                 syntonic_cross_entropy(x, labels, **options),
             )
 
+    def test_a_label_out_of_use(self, rng):
+        x, labels = self.data(rng), jnp.asarray([[-100, 1, 2], [0, -100, 4]])
+        layer = self.build(x)
+        parameters, options = layer.init(), {"labels": labels, "ignore_index": -100}
+        norms = leaf_named(parameters, NORMS)
+        np.testing.assert_array_equal(
+            layer.apply(parameters, x, **options),
+            syntonic_cross_entropy(x, mode_norms=norms, **options),
+        )
+        with pytest.raises(ValueError, match="SyntonicSoftmax: ignore_index is for labels only"):
+            layer.apply(parameters, x, ignore_index=-100)
+
     def empty(self, layer, call):
         """The parameters of a layer without any."""
         raise NotImplementedError
@@ -206,6 +218,29 @@ class ClassifierContract:
         want = optax.softmax_cross_entropy_with_integer_labels(z, labels)
         np.testing.assert_allclose(loss.apply(parameters, x, labels), want, rtol=0, atol=error)
         np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=8 * 2.0**-24)
+
+    def test_a_label_out_of_use(self, rng, x):
+        """Its row takes no part in the loss and in no gradient."""
+        labels = jnp.asarray(rng.integers(0, CLASSES, size=8)).at[3].set(-100)
+        layer = self.build(x, "loss", num_classes=CLASSES)
+        parameters = randomised(layer.init(), rng)
+        kept = jnp.arange(8) != 3
+
+        def loss(parameters, x):
+            return jnp.sum(layer.apply(parameters, x, labels, ignore_index=-100))
+
+        def expected(parameters, x):
+            return jnp.sum(layer.apply(parameters, x[kept], labels[kept]))
+
+        for f, g in ((loss, expected), (jax.grad(loss), jax.grad(expected))):
+            jax.tree.map(
+                # Sums of 8 numbers of the size of 10, in another order.
+                functools.partial(np.testing.assert_allclose, rtol=0, atol=8 * 10 * 2.0**-23),
+                f(parameters, x),
+                g(parameters, x),
+            )
+        with jax.debug_nans(True):
+            assert np.isfinite(loss(parameters, x))
 
     def test_trains(self, rng, x):
         """All parameters, the mode norms too, towards the labels of a few points."""

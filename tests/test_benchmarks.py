@@ -209,6 +209,59 @@ def test_figures_are_filled_in_between_their_markers(run, results):
     assert "Small calls, 32 × 1024" in run.figures.for_implementation(results)
 
 
+@pytest.fixture(scope="module")
+def cpu():
+    """benchmarks/cpu.py as a module."""
+    spec = importlib.util.spec_from_file_location("cpu", BENCHMARKS / "cpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_operation_is_timed_beside_plain_jnp_on_a_cpu(cpu, tmp_path):
+    import syntonic_jax
+
+    page, found = tmp_path / "page.md", tmp_path / "found.json"
+    page.write_text("a\n<!-- cpu:begin -->\nold\n<!-- cpu:end -->\nb\n")
+    tiny = ("--elements", "64", "--turns", "1", "--seconds", "0", "--dtypes", "float32")
+    assert cpu.main([*tiny, "--out", str(page), str(found)]) == 0
+    results = json.loads(found.read_text())
+    assert {"jax", "jaxlib", "python"} <= set(results["versions"])
+    functions = {f for f in syntonic_jax.__all__ if f.islower()}
+    assert {r["op"].partition(",")[0] for r in results["records"]} == functions
+    for record in results["records"]:
+        assert {"forward"} <= set(record) - {"op", "dtype", "shape"} <= {"forward", "gradient"}
+        assert ("gradient" in record) == (record["op"] != "crystallize")
+        assert all(record[d]["ratio"] > 0 for d in ("forward", "gradient") if d in record)
+    text = page.read_text()
+    assert text.startswith("a\n<!-- cpu:begin -->\nOn ")
+    assert text.endswith("|\n<!-- cpu:end -->\nb\n")
+    assert text.count("\n| `") == len(results["records"])
+    with pytest.raises(ValueError, match="exactly one pair"):
+        cpu.filled("none", "")
+
+
+def test_what_is_timed_on_a_cpu_computes_the_same(cpu):
+    import jax
+    import numpy as np
+
+    for name, pair in cpu.OPERATIONS.items():
+        operands = cpu.drawn(pair, tuple(min(n, 7) for n in pair.shapes[0]), "float32")
+        cotangents = cpu.drawn_cotangents(pair.plain, operands)
+        both = []
+        for function in (pair.ours, pair.plain):
+            results = [jax.jit(function)(*operands)]
+            if pair.gradient:
+                gradient = cpu.cotangents_of(function, pair.operands)
+                results.append(jax.jit(gradient)(*operands, cotangents))
+            both.append(jax.tree.leaves(results))
+        for a, b in zip(*both, strict=True):
+            # Sums of at most 343 numbers of the size of 10, in another order.
+            np.testing.assert_allclose(a, b, rtol=0, atol=343 * 10 * 2.0**-22, err_msg=name)
+
+
 def test_drift_of_floats(tmp_path):
     """The documented table is as this machine finds it, up to the rounding of XLA's fusions."""
     spec = importlib.util.spec_from_file_location("drift", BENCHMARKS / "drift.py")

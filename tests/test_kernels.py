@@ -118,6 +118,70 @@ def test_softmax_of_what_is_not_masked(name, mode, shape, axis, rng):
     check("cuda", name, given, ct, where=where, **options)
 
 
+@names
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis", "masked"),
+    [((40, 7), 1, True), ((40, 256), 1, False), ((30, 1033), 1, True), ((2, 40, 17), 1, True)],
+    ids=str,
+)
+def test_softmax_of_infinities(name, shape, axis, dtype, masked, rng):
+    """What is NaN, inf, −inf or a number in values and gradients is so from both lowerings."""
+    given, options, ct = drawn(rng, name, shape, axis, dtype, "learned")
+    values = rng.choice([np.inf, -np.inf, np.nan], size=shape)
+    few = rng.random(shape) < 1 / shape[axis]
+    given["x"] = jnp.where(few, jnp.asarray(values, dtype), given["x"])
+    given["x"] = given["x"].at[0].set(-jnp.inf)
+    given["mode_norms"] = given["mode_norms"].at[1].set(jnp.inf)
+    if masked:
+        options["where"] = jnp.asarray(rng.random(shape) < 0.7).at[1].set(False)
+
+    def both(implementation):
+        def f(given):
+            rest = {k: v for k, v in given.items() if k != "x"}
+            return FUNCTIONS[name](given["x"], **rest, **options, implementation=implementation)
+
+        y, pull = jax.vjp(f, given)
+        return y, pull(ct)[0]
+
+    def kind(x):
+        x = oracles.real(x)
+        return np.where(np.isnan(x), "nan", np.where(np.isinf(x), np.sign(x).astype(str), "number"))
+
+    for ours, theirs in zip(*map(jax.tree.leaves, map(both, ("cuda", "xla"))), strict=True):
+        np.testing.assert_array_equal(kind(ours), kind(theirs))
+
+
+@pytest.mark.parametrize("mode", ["identity", "learned"])
+@pytest.mark.parametrize("width", [7, 256, 1033])
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_labels_out_of_use(dtype, width, mode, rng):
+    """Rows that are not numbers leave nothing behind, and the others are as ever."""
+    x = jnp.asarray(rng.normal(size=(6, width)), dtype)
+    labels = np.array([1, -100, 0, -100, -1, -100])
+    kept = jnp.asarray(labels) >= 0
+    bad = jnp.asarray([0, jnp.nan, 0, -jnp.inf, 0, jnp.inf], dtype)[:, None]
+    norms = jnp.abs(jnp.asarray(rng.normal(size=width), oracles.accumulation(dtype)))
+
+    def both(x, labels, **options):
+        def f(x, norms):
+            given = {"mode_norms": norms} if mode == "learned" else {}
+            f = functools.partial(FUNCTIONS["syntonic_cross_entropy"], implementation="cuda")
+            return f(x, labels, **given, **options)
+
+        loss, pull = jax.vjp(f, x, norms)
+        return loss, *pull(jnp.where(kept, 1, 7).astype(loss.dtype))
+
+    loss, dx, d_norms = both(jnp.where(kept[:, None], x, bad + x), labels, ignore_index=-100)
+    np.testing.assert_array_equal(np.isnan(loss), labels == -1)
+    np.testing.assert_array_equal(loss[labels == -100], 0)
+    np.testing.assert_array_equal(oracles.real(dx)[~kept], 0)
+    good, d_good, d_norms_good = both(x, np.where(kept, labels, -1))
+    np.testing.assert_array_equal(loss[kept], good[kept])
+    np.testing.assert_array_equal(dx[kept], d_good[kept])
+    np.testing.assert_array_equal(d_norms, d_norms_good)
+
+
 @pytest.mark.parametrize("precision", [1, 10, 100, 300, 1024, 5000])
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_crystallize(dtype, precision, rng):

@@ -1,5 +1,7 @@
 #include "syntonic_cross_entropy.h"
 
+#include <limits>
+
 #include "logits.h"
 
 namespace syntonic {
@@ -12,9 +14,10 @@ Array read_labels(Call& call, const SoftmaxLogits& logits) {
 }
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               int32_t given, int32_t statistics) {
+               int32_t given, int32_t ignored, int32_t statistics) {
   Call call("syntonic_cross_entropy", operands, results);
   call.in_range("operands", given, 0, 7);
+  call.in_range("ignored", ignored, std::numeric_limits<int32_t>::min(), 0);
   call.in_range("statistics", statistics, 0, 1);
   const SoftmaxLogits logits = read_logits(call, "x", given, false);
   const Array labels = read_labels(call, logits);
@@ -25,6 +28,7 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   const SyntonicCrossEntropy arguments{
       .logits = logits,
       .labels = static_cast<const int32_t*>(labels.data),
+      .ignored = ignored,
       .loss = loss.data,
       .max = max.data,
       .log_sum = log_sum.data,
@@ -65,8 +69,10 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
                      [&] { return syntonic_cross_entropy_cotangent(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(kRun, run, execute().Attr<int32_t>("operands").Attr<int32_t>("statistics"),
-                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(
+    kRun, run,
+    execute().Attr<int32_t>("operands").Attr<int32_t>("ignored").Attr<int32_t>("statistics"),
+    {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
                        execute().Attr<int32_t>("operands").Attr<int32_t>("results"),
                        {ffi::Traits::kCmdBufferCompatible});

@@ -86,19 +86,23 @@ class SyntonicSoftmax(hk.Module):
         *,
         where: jax.Array | None = None,
         labels: jax.Array | None = None,
+        ignore_index: int | None = None,
     ) -> jax.Array:
         """The probabilities, of the shape of x; 0 where ``where`` is false.
 
         With integer ``labels``, of the shape of x without the axis, the cross entropy in their
-        place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
+        place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`); it is 0 where
+        the label is ``ignore_index``.
         """
         layer, size, dtype = type(self).__name__, self.num_features, jnp.result_type(x)
         if size is None and -jnp.ndim(x) <= self.axis < jnp.ndim(x):
             size = jnp.shape(x)[self.axis]
         norms = _mode_norms(layer, "num_features", self.mode, size, dtype, self.mode_norms_init)
         return softmax_or_loss(
+            layer,
             x,
             labels,
+            ignore_index,
             # As in Haiku's norms, parameters kept wider than x widen the result.
             dtype if norms is None else jnp.result_type(x, norms),
             **weights_of(layer, self.mode, norms, syntony),
@@ -179,12 +183,15 @@ class SyntonicClassifier(hk.Module):
         syntony: jax.Array | None = None,
         *,
         where: jax.Array | None = None,
+        ignore_index: int | None = None,
     ) -> jax.Array:
         """The cross entropy ``[...]`` with integer labels ``[...]``, without the probabilities.
 
-        In float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
+        In float32 or float64, and 0 where the label is ``ignore_index``
+        (:func:`syntonic_jax.syntonic_cross_entropy`).
         """
-        return self.softmax(self.dense(inputs), syntony, where=where, labels=labels)
+        options = {"where": where, "labels": labels, "ignore_index": ignore_index}
+        return self.softmax(self.dense(inputs), syntony, **options)
 
 
 class SyntonicAttention(hk.Module):

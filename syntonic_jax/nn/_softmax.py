@@ -62,10 +62,14 @@ def required_size(layer: str, argument: str, mode: str, size: Any) -> tuple[int,
     return (size,)
 
 
-def softmax_or_loss(x: Any, labels: Any, dtype: Any, **options: Any) -> jax.Array:
+def softmax_or_loss(
+    layer: str, x: Any, labels: Any, ignore_index: Any, dtype: Any, **options: Any
+) -> jax.Array:
     """The probabilities in `dtype`, or the cross entropy with labels where there are any."""
     if labels is not None:
-        return syntonic_cross_entropy(x, labels, **options)
+        return syntonic_cross_entropy(x, labels, ignore_index=ignore_index, **options)
+    if ignore_index is not None:
+        raise ValueError(f"{layer}: ignore_index is for labels only, got {ignore_index!r} and none")
     return syntonic_softmax(widened(x, dtype), dtype=dtype, **options)
 
 

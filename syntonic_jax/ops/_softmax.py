@@ -129,9 +129,13 @@ def prepare(
 
 def log_weights(mode_norms: Any, syntony: Any, scale: Any, dtype: Any) -> Any:
     """scale · log w in the type `dtype`, of whichever of the two is given."""
-    if mode_norms is not None:
-        return _product(-PHI_INV * jnp.asarray(scale, dtype), jnp.asarray(mode_norms).astype(dtype))
-    return _product(jnp.asarray(scale, dtype), _log(jnp.asarray(syntony).astype(dtype)))
+    scale = jnp.asarray(scale, dtype)
+    if mode_norms is None:
+        return _product(scale, _log(jnp.asarray(syntony).astype(dtype)))
+    # φ⁻¹ goes to the larger one: the other, times it, might be no normal number any more.
+    small = jnp.abs(scale) < 1
+    norms = jnp.where(small, PHI_INV, 1) * jnp.asarray(mode_norms).astype(dtype)
+    return _product(jnp.where(small, -1, -PHI_INV) * scale, norms)
 
 
 def _log(weights: Any) -> Any:
@@ -158,10 +162,13 @@ def _product(factor: Any, values: Any) -> Any:
 # -------------------------------------------------------------------------------- reference
 
 
-def logits_of(parts: Logits, form: Form, groups: int) -> Any:
-    """z in the accumulation type; whatever it is under the mask, no derivative is NaN for it."""
+def logits_of(parts: Logits, form: Form, groups: int, hide: bool = True) -> Any:
+    """z in the accumulation type; whatever it is under the mask, no derivative is NaN for it.
+
+    What is never differentiated itself, as a forward pass, need not `hide` what lies there.
+    """
     x, bias, *_ = parts
-    z = select(parts.mask, widen(x), 0)
+    z = select(parts.mask, widen(x), 0) if hide else widen(x)
     if bias is not None:
         z = z + form.spread(bias, x, groups)
     if parts.weights is not None:
@@ -169,20 +176,24 @@ def logits_of(parts: Logits, form: Form, groups: int) -> Any:
     return z
 
 
-def normaliser(z: Any, mask: Any, form: Form) -> tuple[Any, Any]:
-    """The largest unmasked logit of every row, and Σ exp(z − largest); −inf and 0 without any."""
+def normaliser(z: Any, parts: Logits, form: Form) -> tuple[Any, Any]:
+    """The largest unmasked logit of every row, and Σ exp(z − largest); −inf and 0 without any.
+
+    Where z is x, the largest is sought in the type of x, which has half the bytes.
+    """
     axis = form.axis(z)
-    largest = jnp.max(select(mask, z, -jnp.inf), axis, initial=-jnp.inf)
-    terms = select(mask, jnp.exp(z - jnp.expand_dims(largest, axis)), 0)
+    sought = z if form.bias or form.weights else parts.x
+    largest = widen(jnp.max(select(parts.mask, sought, -jnp.inf), axis, initial=-jnp.inf))
+    terms = select(parts.mask, jnp.exp(z - jnp.expand_dims(largest, axis)), 0)
     return largest, terms.sum(axis)
 
 
-def softmax(z: Any, mask: Any, form: Form) -> Any:
+def softmax(z: Any, parts: Logits, form: Form) -> Any:
     """The probabilities, in the forward pass."""
     axis = form.axis(z)
-    largest, total = normaliser(z, mask, form)
+    largest, total = normaliser(z, parts, form)
     terms = jnp.exp(z - jnp.expand_dims(largest, axis))
-    return select(mask, terms / jnp.expand_dims(total, axis), 0)
+    return select(parts.mask, terms / jnp.expand_dims(total, axis), 0)
 
 
 def log_softmax(z: Any, mask: Any, largest: Any, log_total: Any, form: Form, masked: Any) -> Any:
@@ -193,10 +204,27 @@ def log_softmax(z: Any, mask: Any, largest: Any, log_total: Any, form: Form, mas
 
 
 def probabilities(parts: Logits, largest, log_total, form: Form, groups: int) -> Any:
-    """The softmax again, from what the forward pass left. For derivatives, which may be nested."""
-    z = logits_of(parts, form, groups)
-    exponent = log_softmax(z, parts.mask, largest, log_total, form, 0)
-    return select(parts.mask, jnp.exp(exponent), 0)
+    """The softmax again, from what the forward pass left. For derivatives, which may be nested.
+
+    XLA finds the exponentials of the forward pass in these, where it has both to compile.
+    """
+    axis = form.axis(parts.x)
+    shifted = logits_of(parts, form, groups) - jnp.expand_dims(largest, axis)
+    terms = jnp.exp(select(parts.mask, shifted, 0))
+    p = terms * jnp.expand_dims(share(log_total, parts.mask), axis)
+    return select(parts.mask, p, 0)
+
+
+def share(log_total: Any, mask: Any) -> Any:
+    """What exp(z − largest) is multiplied by, 1 / total; 0 of a row in which nothing counts.
+
+    There exp(−log_total) is inf, and so is its slope. Without a mask there is no such row, and no
+    select, which XLA has no place for in the fusion of a softmax on a CPU.
+    """
+    if mask is None:
+        return jnp.exp(-log_total)
+    some = log_total != -jnp.inf  # so too for NaN
+    return jnp.where(some, jnp.exp(-jnp.where(some, log_total, 0)), 0)
 
 
 def logit_tangent(tangents, inputs, row, mask, dtype, form: Form, groups: int) -> Any:

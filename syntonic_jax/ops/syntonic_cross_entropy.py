@@ -5,6 +5,11 @@ The probabilities are never stored: the derivative computes them again from the 
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +20,7 @@ from .._compat import Indices
 from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
 from .._rows import batch_rows
-from ._numerics import accumulation_dtype
+from ._numerics import accumulation_dtype, widen
 from ._softmax import (
     Form,
     Logits,
@@ -29,6 +34,7 @@ from ._softmax import (
     prepare,
     probabilities,
     select,
+    share,
 )
 from ._softmax_kernels import call, logit_values, normalised_cotangent, of_one_type
 
@@ -44,6 +50,7 @@ def syntonic_cross_entropy(
     scale: ArrayLike = 1.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    ignore_index: int | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """The cross entropy of `syntonic_softmax` with integer labels, one number a row.
@@ -55,7 +62,7 @@ def syntonic_cross_entropy(
     Args:
       logits: array of float16, bfloat16, float32 or float64.
       labels: array of integers, of the shape of the logits without `axis`. A label that is no class
-        gives NaN, and no gradient; multiply such rows away with `jnp.where`.
+        gives NaN, and no gradient.
       mode_norms: |n|² of every class, of shape (size of the axis,), or None; any floating type.
       syntony: the weights themselves, in a shape that broadcasts to that of the logits, or None;
         likewise.
@@ -63,15 +70,19 @@ def syntonic_cross_entropy(
       axis: the axis of the classes. No axis is transposed for it.
       where: boolean array, broadcastable to the logits: which classes take part. A label that does
         not has the loss +inf, a row without any class 0; neither has a gradient.
+      ignore_index: a label out of use, −100 by habit, or None. Such a row has the loss 0 and no
+        gradient, whatever its logits are. The mean of the others is
+        ``loss.sum() / jnp.maximum((labels != ignore_index).sum(), 1)``.
       implementation: None, 'cuda' or 'xla' (docs/implementation.md).
 
     Returns:
       The loss, of the shape of the labels, in float32 (float64 for float64 logits): the type in
-      which it is computed, whatever that of the logits.
+      which it is computed, whatever that of the logits. A row whose largest z is +inf, −inf or NaN,
+      or beyond that type, is NaN.
 
     Raises:
       TypeError: an array is not real floating point, `labels` not integer, `where` not boolean, or
-        `axis` no integer.
+        `axis` or `ignore_index` no integer.
       ValueError: mode_norms and syntony are both given, an array does not fit the logits, these or
         `scale` have no axes or too many, or another argument is out of range.
 
@@ -81,25 +92,35 @@ def syntonic_cross_entropy(
     >>> loss = syntonic_cross_entropy(logits, labels, syntony=jnp.array([1.0, 3.0, 3.0, 1.0]))
     >>> np.asarray(loss).round(3), np.log(8.0).round(3)
     (array([2.079, 2.079], dtype=float32), np.float64(2.079))
+    >>> loss = syntonic_cross_entropy(logits, jnp.array([0, -100]), ignore_index=-100)
+    >>> np.asarray(loss).round(3)
+    array([1.386, 0.   ], dtype=float32)
     """
     name = "syntonic_cross_entropy"
     axis, scale = _check.integer_axis(name, axis), checked_scale(name, scale)
-    return _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, implementation)
+    ignored = _check.ignore_index(name, ignore_index)
+    return _cross_entropy(
+        logits, labels, mode_norms, syntony, scale, where, axis, ignored, implementation
+    )
 
 
-@_public.jit("axis", "implementation", function="syntonic_cross_entropy")
-def _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, implementation):
+@_public.jit("axis", "ignored", "implementation", function="syntonic_cross_entropy")
+def _cross_entropy(
+    logits, labels, mode_norms, syntony, scale, where, axis, ignored, implementation
+):
     name = "syntonic_cross_entropy"
     _dispatch.check_implementation(name, implementation)
     parts, form = prepare(name, logits, mode_norms, syntony, scale, axis, where, of="logits")
     axis, shape = form.axis(parts.x), parts.x.shape
-    labels = _check.labels(name, labels, shape[:axis] + shape[axis + 1 :], shape[axis])
+    rest = shape[:axis] + shape[axis + 1 :]
+    labels, ignored = _check.labels(name, labels, rest, shape[axis], ignored)
     (loss,) = bind(
         syntonic_cross_entropy_p,
         *parts.present(),
         labels,
         form=form,
         residuals=False,
+        ignored=ignored,
         groups=0,
         implementation=implementation,
     )
@@ -108,65 +129,168 @@ def _cross_entropy(logits, labels, mode_norms, syntony, scale, where, axis, impl
 
 # ------------------------------------------------------------------------------- reference
 #
-# Logits and probabilities, shared with the softmax operations, are in _softmax.py.
+# Logits and probabilities, shared with the softmax operations, are in _softmax.py. Every function
+# here is there twice, with either way to find a label in its row.
 
 
-def _is_label(labels, row, form: Form):
-    """Where along a row the label is; nowhere if it is no class."""
-    axis = form.axis(row)
-    shape = [n if i == axis else 1 for i, n in enumerate(row.shape)]
-    return lax.broadcasted_iota(jnp.int32, shape, axis) == jnp.expand_dims(labels, axis)
+class _ByComparison:
+    """Every class is compared with the label: any sharding of the classes lets that be.
+
+    `parts` are the logits with every row masked whose loss is no function of them: those whose
+    label is no class, or a masked one, do not count.
+    """
+
+    def __init__(self, parts: Logits, labels: Any, form: Form, groups: int):
+        del groups
+        self.axis = form.axis(parts.x)
+        shape = [n if i == self.axis else 1 for i, n in enumerate(parts.x.shape)]
+        classes = lax.broadcasted_iota(jnp.int32, shape, self.axis)
+        self.chosen = classes == jnp.expand_dims(labels, self.axis)
+        self.counts = select(parts.mask, self.chosen, False).any(self.axis)
+        self.parts = parts._replace(mask=_counted(parts, self.counts, self.axis))
+
+    def of(self, row: Any) -> Any:
+        """The number of `row` at the label."""
+        return jnp.where(self.chosen, row, 0).sum(self.axis)
+
+    logit = of
+
+    @staticmethod
+    def logits(parts: Logits, form: Form, groups: int) -> tuple[Logits, Any]:
+        """The parts, and what they make."""
+        return parts, logits_of(parts, form, groups)
+
+    def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:
+        """`row` less `amount` at the label, where `rest` then remains, in the type `dtype`."""
+        del rest
+        amount = jnp.where(self.chosen, jnp.expand_dims(amount, self.axis), 0)
+        return (row - amount).astype(dtype)
 
 
-def _reference(*operands, form: Form, residuals, groups):
+class _ByPlace:
+    """A gather, and a scatter: on a CPU comparisons take longer than all the rest."""
+
+    def __init__(self, parts: Logits, labels: Any, form: Form, groups: int):
+        self.parts, self.form, self.groups = parts, form, groups
+        self.axis = form.axis(parts.x)
+        width = parts.x.shape[self.axis]
+        is_class = (labels >= 0) & (labels < width)
+        self.places = jnp.where(is_class, labels, 0)
+        self.target = jnp.where(is_class, labels, width)  # beside the row: dropped
+        self.counts = is_class if parts.mask is None else is_class & self.of(parts.mask)
+
+    def of(self, row: Any) -> Any:
+        if row.shape[self.axis] == 0:
+            return jnp.zeros(self.places.shape, row.dtype)
+        place = jnp.expand_dims(self.places, self.axis)
+        found = jnp.take_along_axis(row, place, self.axis, mode="promise_in_bounds")
+        return found.squeeze(self.axis)
+
+    def logit(self, z: Any) -> Any:
+        parts = self.parts
+        if parts.weights is not None:
+            return self.of(z)
+        # From its parts: then z need not be in memory.
+        x = widen(self.of(parts.x))
+        if parts.bias is None:
+            return x
+        return x + self.of(self.form.spread(parts.bias, parts.x, self.groups))
+
+    @staticmethod
+    def logits(parts: Logits, form: Form, groups: int) -> tuple[Logits, Any]:
+        """The same, with the same rounding wherever they are used.
+
+        XLA computes a product anew in every fusion, and rounds it in some of them only: the logit
+        of the label must not differ by that from the one in the sum.
+        """
+        if parts.bias is not None:
+            parts = parts._replace(bias=lax.optimization_barrier(parts.bias))
+        z = logits_of(parts, form, groups, hide=False)
+        return parts, z if parts.weights is None else lax.optimization_barrier(z)
+
+    def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:
+        del amount
+        if row.shape[self.axis] == 0:
+            return row.astype(dtype)
+
+        def put(row, target, value):
+            return row.at[target].set(value, mode="drop", unique_indices=True)
+
+        for _ in range(self.form.trailing):
+            put = jax.vmap(put, (1, 0, 0), 1)
+        for _ in range(self.axis):
+            put = jax.vmap(put)
+        return put(row.astype(dtype), self.target, rest().astype(dtype))
+
+
+def _counted(parts: Logits, counts: Any, axis: int) -> Any:
+    """The mask without the rows that do not count."""
+    counts = jnp.expand_dims(counts, axis)
+    return counts if parts.mask is None else parts.mask & counts
+
+
+def _loss(find, *operands, form: Form, residuals, ignored, groups):
     parts, (labels,) = form.split(operands)
-    mask, axis = parts.mask, form.axis(parts.x)
-    z, chosen = logits_of(parts, form, groups), _is_label(labels, parts.x, form)
-    largest, total = normaliser(z, mask, form)
+    parts, z = find.logits(parts, form, groups)
+    label = find(parts, labels, form, groups)
+    largest, total = normaliser(z, parts, form)
     log_total = jnp.log(total)
-    loss = log_total - jnp.where(chosen, z - jnp.expand_dims(largest, axis), 0).sum(axis)
-    if mask is not None:
-        loss = jnp.where((chosen & ~mask).any(axis), jnp.inf, loss)
-    loss = jnp.where(chosen.any(axis), loss, jnp.nan)
-    if mask is not None:
-        loss = jnp.where(mask.any(axis), loss, 0)
+    is_class = (labels >= 0) & (labels < parts.x.shape[form.axis(parts.x)])
+    loss = log_total - (label.logit(z) - largest)
+    loss = jnp.where(label.counts, loss, jnp.where(is_class, jnp.inf, jnp.nan))
+    if parts.mask is not None:
+        loss = jnp.where(total == 0, 0, loss)  # nothing counts
+    if ignored is not None:
+        loss = jnp.where(labels == ignored, 0, loss)
+        # A row of −inf alone has no such number; one that does not count needs none.
+        log_total = jnp.where(label.counts, log_total, 0)
     return (loss, largest, log_total) if residuals else (loss,)
 
 
-def _counted(parts: Logits, labels, form: Form):
-    """The logits with every row masked whose loss is no function of them, and where the label is.
-
-    These are the rows whose label is no class, or a masked one.
-    """
-    chosen = _is_label(labels, parts.x, form)
-    unmasked = select(parts.mask, chosen, False).any(form.axis(parts.x), keepdims=True)
-    mask = unmasked if parts.mask is None else parts.mask & unmasked
-    return parts._replace(mask=mask), chosen
-
-
-def _tangent_reference(*operands, form: Form, row_dtype, groups, inputs, outputs):
-    del row_dtype
+def _tangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, outputs):
+    del row_dtype, ignored
     parts, (labels, largest, log_total, *tangents) = form.split(operands)
-    parts, chosen = _counted(parts, labels, form)
-    p, axis = probabilities(parts, largest, log_total, form, groups), form.axis(parts.x)
-    dz = logit_tangent(tangents, inputs, p, parts.mask, p.dtype, form, groups)
-    along = (p * dz).sum(axis)
-    results = (along - jnp.where(chosen, dz, 0).sum(axis), along)
-    return tuple(r for r, wanted in zip(results, outputs) if wanted)
+    label = find(parts, labels, form, groups)
+    p = probabilities(label.parts, largest, log_total, form, groups)
+    dz = logit_tangent(tangents, inputs, p, label.parts.mask, p.dtype, form, groups)
+    along = (p * dz).sum(label.axis)
+    results = (along - label.of(dz), along)
+    return tuple(jnp.where(label.counts, r, 0) for r, wanted in zip(results, outputs) if wanted)
 
 
-def _cotangent_reference(*operands, form: Form, row_dtype, groups, inputs, outputs):
+def _cotangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, outputs):
+    del ignored
     parts, (labels, largest, log_total, *cotangents) = form.split(operands)
-    parts, chosen = _counted(parts, labels, form)
-    p = probabilities(parts, largest, log_total, form, groups)
-    values = (jnp.expand_dims(ct, form.axis(p)) for ct in cotangents)
-    ct = jnp.zeros_like(p)
+    parts, z = find.logits(parts, form, groups)
+    label = find(parts, labels, form, groups)
+    p, axis = probabilities(label.parts, largest, log_total, form, groups), label.axis
+    total = functools.reduce(operator.add, cotangents)
+    ct = select(_counted(parts, label.counts, axis), p * jnp.expand_dims(total, axis), 0)
     if outputs[0]:
-        ct_loss = next(values)
-        ct = p * ct_loss - jnp.where(chosen, ct_loss, 0)
-    if outputs[1]:
-        ct = ct + p * next(values)
-    return logit_cotangent(select(parts.mask, ct, 0), inputs, row_dtype, form, groups)
+        ct_loss = jnp.where(label.counts, cotangents[0], 0)
+
+        def at_label():
+            there = jnp.exp(label.logit(z) - largest) * share(log_total, parts.mask)
+            return jnp.where(label.counts, there * total - ct_loss, 0)
+
+        # What is to be summed over rows is not rounded before.
+        ct = label.less(ct, ct_loss, at_label, ct.dtype if inputs[1] else row_dtype)
+    return logit_cotangent(ct, inputs, row_dtype, form, groups)
+
+
+def _by_place(body: Callable[..., Any]) -> Callable[..., Any]:
+    """The form for a CPU, over however many devices."""
+
+    def on_cpu(*operands, devices, **params):
+        del devices
+        return body(_ByPlace, *operands, **params)
+
+    return on_cpu
+
+
+_reference, _tangent_reference, _cotangent_reference = (
+    functools.partial(body, _ByComparison) for body in (_loss, _tangent, _cotangent)
+)
 
 
 def _indices(*operands, form: Form, ignored=None, **_):
@@ -186,10 +310,11 @@ def _indices(*operands, form: Form, ignored=None, **_):
 # ------------------------------------------------------------------------------ primitives
 
 
-def _kernel(*operands, devices, form: Form, residuals, groups):
+def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
     parts, (labels,) = form.split(operands)
     if parts.x.size == 0 or form.trailing or not of_one_type(parts):
-        return _reference(*operands, form=form, residuals=residuals, groups=groups)
+        params = {"form": form, "residuals": residuals, "ignored": ignored, "groups": groups}
+        return _reference(*operands, **params)
     number = Value("vector", dtype=accumulation_dtype(parts.x.dtype))
     return call(
         "syntonic_cross_entropy",
@@ -199,6 +324,7 @@ def _kernel(*operands, devices, form: Form, residuals, groups):
         groups=groups,
         devices=devices,
         statistics=int(residuals),
+        ignored=ignored or 0,  # it is no class
     )
 
 
@@ -215,16 +341,21 @@ syntonic_cross_entropy_p = define(
     _reference,
     operation="syntonic_cross_entropy",
     kernel=_kernel,
+    on_cpu=_by_place(_loss),
     indices=_indices,
 )
 syntonic_cross_entropy_tangent_p = define(
-    "syntonic_cross_entropy_tangent", _tangent_reference, operation="syntonic_cross_entropy"
+    "syntonic_cross_entropy_tangent",
+    _tangent_reference,
+    operation="syntonic_cross_entropy",
+    on_cpu=_by_place(_tangent),
 )
 syntonic_cross_entropy_cotangent_p = define(
     "syntonic_cross_entropy_cotangent",
     _cotangent_reference,
     operation="syntonic_cross_entropy",
     kernel=_cotangent_kernel,
+    on_cpu=_by_place(_cotangent),
 )
 
 # ----------------------------------------------------------------------------------- rules

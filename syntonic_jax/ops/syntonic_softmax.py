@@ -76,7 +76,8 @@ def syntonic_softmax(
 
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once. A row
-      with a +inf, with a NaN, or of −inf alone is NaN.
+      with a +inf, with a NaN, or of −inf alone is NaN. So is one whose largest x + scale · log w is
+      beyond the type of the computation.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `axis` no
@@ -126,7 +127,8 @@ def syntonic_log_softmax(
 
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once. A row
-      with a +inf, with a NaN, or of −inf alone is NaN.
+      with a +inf, with a NaN, or of −inf alone is NaN. So is one whose largest x + scale · log w is
+      beyond the type of the computation.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `axis` no
@@ -169,14 +171,14 @@ def _softmax(function, x, mode_norms, syntony, scale, where, axis, dtype, implem
 
 def _reference(*operands, form: Form, dtype, groups):
     parts, _ = form.split(operands)
-    z = logits_of(parts, form, groups)
-    return (softmax(z, parts.mask, form).astype(dtype),)
+    z = logits_of(parts, form, groups, hide=False)
+    return (softmax(z, parts, form).astype(dtype),)
 
 
 def _log_reference(*operands, form: Form, dtype, residuals, groups):
     parts, _ = form.split(operands)
-    z = logits_of(parts, form, groups)
-    largest, total = normaliser(z, parts.mask, form)
+    z = logits_of(parts, form, groups, hide=False)
+    largest, total = normaliser(z, parts, form)
     log_total = jnp.log(total)
     y = log_softmax(z, parts.mask, largest, log_total, form, -jnp.inf).astype(dtype)
     return (y, largest, log_total) if residuals else (y,)
@@ -186,14 +188,14 @@ def _tangent_reference(y, *operands, form: Form, dtype, row_dtype, groups, input
     del outputs
     y, mask, tangents = _residuals(y, operands, form, row_dtype)
     dz = logit_tangent(tangents, inputs, y, mask, y.dtype, form, groups)
-    return (_product(y, dz, form).astype(dtype),)
+    return (_product(y, dz, mask, form).astype(dtype),)
 
 
 def _cotangent_reference(y, *operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
     del dtype, outputs
     y, mask, (ct,) = _residuals(y, operands, form, row_dtype)
     ct = select(mask, ct.astype(y.dtype), 0)
-    return logit_cotangent(_product(y, ct, form), inputs, row_dtype, form, groups)
+    return logit_cotangent(_product(y, ct, mask, form), inputs, row_dtype, form, groups)
 
 
 def _residuals(y, operands, form: Form, row_dtype):
@@ -202,9 +204,12 @@ def _residuals(y, operands, form: Form, row_dtype):
     return y.astype(accumulation_dtype(row_dtype)), mask, operands[form.mask :]
 
 
-def _product(y, v, form: Form):
-    """The derivative of a softmax, which is its own transpose, times v."""
-    return y * (v - (y * v).sum(form.axis(y), keepdims=True))
+def _product(y, v, mask, form: Form):
+    """The derivative of a softmax, which is its own transpose, times v; nothing under the mask.
+
+    There y is 0, but what a row that is NaN takes off is NaN.
+    """
+    return select(mask, y * (v - (y * v).sum(form.axis(y), keepdims=True)), 0)
 
 
 def _log_tangent_reference(*operands, form: Form, dtype, row_dtype, groups, inputs, outputs):

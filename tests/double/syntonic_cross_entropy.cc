@@ -18,11 +18,13 @@ Status syntonic_cross_entropy(Stream, const SyntonicCrossEntropy& call) {
     const std::vector<double> z = logits_of(logits, row);
     const Normaliser of = normaliser_of(logits, row, z);
     const int32_t label = call.labels[row.number];
+    const bool any = label_counts(logits, row, label);
     double loss = label < 0 || label >= row.width ? NAN : kInfinity;
-    if (label_counts(logits, row, label)) loss = (of.max - z[label]) + of.log_sum;
-    store(call.loss, acc, row.number, of.log_sum == -kInfinity ? 0 : loss);
-    store(call.max, acc, row.number, of.max);
-    store(call.log_sum, acc, row.number, of.log_sum);
+    if (any) loss = (of.max - z[label]) + of.log_sum;
+    if (of.log_sum == -kInfinity || (label < 0 && label == call.ignored)) loss = 0;
+    store(call.loss, acc, row.number, loss);
+    store(call.max, acc, row.number, any ? of.max : 0);
+    store(call.log_sum, acc, row.number, any ? of.log_sum : 0);
   });
   return kSuccess;
 }
