@@ -38,8 +38,18 @@ _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 _with_kernel: dict[Primitive, Callable[[str], None]] = {}
 
 
-def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | None = None):
-    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen."""
+def define(
+    name: str,
+    reference: Reference,
+    *,
+    operation: str,
+    kernel: Kernel | None = None,
+    on_cpu: Reference | None = None,
+):
+    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
+
+    `on_cpu` is the jnp form that a CPU computes faster, if that is another.
+    """
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
@@ -55,28 +65,35 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
         key = tuple(sorted(params.items()))
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
 
-    lower_reference = mlir.lower_fun(reference, multiple_results=True)
+    def lower_jnp(platform: str | None = None):
+        form = on_cpu if platform == "cpu" and on_cpu is not None else reference
+        return mlir.lower_fun(form, multiple_results=True)
 
-    def lower(ctx, *operands, implementation, **params):
-        if implementation == "cuda" and kernel is not None:
-            raise ValueError(
-                f"{operation}: implementation='cuda' cannot run on "
-                f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
-            )
-        return lower_reference(ctx, *operands, **params)
-
-    mlir.register_lowering(primitive, lower)
+    for platform in (None,) if on_cpu is None else (None, "cpu"):
+        rule = functools.partial(_lower_without_kernel, operation, kernel, lower_jnp(platform))
+        mlir.register_lowering(primitive, rule, platform=platform)
     if kernel is not None:
         _with_kernel[primitive] = functools.partial(
-            _register_kernel, primitive, operation, kernel, lower_reference
+            _register_kernel, primitive, operation, kernel, lower_jnp
         )
         _with_kernel[primitive]("cuda")
     return primitive
 
 
+def _lower_without_kernel(operation, kernel, lower_jnp, ctx, *operands, implementation, **params):
+    if implementation == "cuda" and kernel is not None:
+        raise ValueError(
+            f"{operation}: implementation='cuda' cannot run on "
+            f"{' and '.join(_compat.lowering_platforms(ctx))}: {_dispatch.remedy()}"
+        )
+    return lower_jnp(ctx, *operands, **params)
+
+
 def _register_kernel(
-    primitive: Primitive, operation: str, kernel: Kernel, lower_reference, platform: str
+    primitive: Primitive, operation: str, kernel: Kernel, lower_jnp, platform: str
 ) -> None:
+    lower_reference = lower_jnp(platform)
+
     def lower(ctx, *operands, implementation, **params):
         if _dispatch.choose(operation, implementation, platform) == "xla":
             return lower_reference(ctx, *operands, **params)

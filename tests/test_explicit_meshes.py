@@ -198,14 +198,20 @@ def exact():
     yield ring("==", lambda x, y: x == y, lambda a, b, c, d: (a == c) & (b == d))
     matmul = functools.partial(product, times=jnp.matmul)
     yield ring("@", lambda x, y: x @ y, matmul, shapes=[ROWS, ROWS[::-1]])
-    yield ring("where", lambda x, y: lattice.where(x.a > 0, x, y), lambda a, b, c, d: (a + c, b + d))
+    yield ring(
+        "where",
+        lambda x, y: lattice.where(x.a > 0, x, y),
+        lambda a, b, c, d: (jnp.where(a > 0, a, c), jnp.where(a > 0, b, d)),
+    )
     yield ring(
         "stack",
         lambda x, y: lattice.stack([x, y]),
         lambda a, b, c, d: (jnp.stack([a, c]), jnp.stack([b, d])),
     )
-    for name in ("mul_phi", "div_phi", "conjugate", "__neg__"):
-        yield ring(name, lambda x, name=name: getattr(x, name)(), lambda a, b: (a + b, b + a), 1)
+    yield ring("mul_phi", lambda x: x.mul_phi(), lambda a, b: (b, a + b), 1)
+    yield ring("div_phi", lambda x: x.div_phi(), lambda a, b: (b - a, a), 1)
+    yield ring("conjugate", lambda x: x.conjugate(), lambda a, b: (a + b, -b), 1)
+    yield ring("neg", lambda x: -x, lambda a, b: (-a, -b), 1)
     yield ring("phi_power", lambda x: x.phi_power(3), lambda a, b: (a + b, b + a), 1)
     for name in ("norm", "trace", "sign", "to_float"):
         yield ring(name, lambda x, name=name: getattr(x, name)(), lambda a, b: a * b, 1)
@@ -283,7 +289,7 @@ TRANSFORMATIONS = {"value": lambda f, _: f, "gradients": gradients, "along": alo
 def placed(f, operands):
     """Where the results lie, or what jax raises."""
     try:
-        return [y.sharding.spec for y in jax.tree.leaves(jax.eval_shape(f, *operands))]
+        return [y.sharding.spec for y in jax.make_jaxpr(f)(*operands).out_avals]
     except Exception as error:  # which kind it is depends on the version of jax
         return error
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+
+from .._explicit import explicit_spec, reshape, spec_of
 
 Axes = tuple[int, ...]
 
@@ -32,19 +33,21 @@ class Merge(NamedTuple):
 
     def array(self, x: Any) -> Any:
         """An array as it was given, with its merged axis last."""
-        return _merged(x if self.order == self.last else jnp.moveaxis(x, self.order, self.last), self)
+        lies_last = self.order == self.last
+        return _merged(x if lies_last else jnp.moveaxis(x, self.order, self.last), len(self.axes))
 
     def parameter(self, p: Any) -> Any:
         """An array that has the axes only, as one axis."""
-        turned = self.order == self.axes
-        return _merged(p if turned else p.transpose([self.axes.index(a) for a in self.order]), self)
+        if self.order != self.axes:
+            p = p.transpose([self.axes.index(a) for a in self.order])
+        return _merged(p, len(self.axes))
 
     def restore(self, y: Any, spec: Any) -> Any:
         """`array` the other way round; `spec` is where the result is to lie, or None."""
         if len(self.axes) > 1:
             order = (*(i for i in range(len(self.shape)) if i not in self.axes), *self.order)
             shape = tuple(self.shape[i] for i in order)
-            y = _reshape(y, shape, spec and [spec[i] for i in order])
+            y = reshape(y, shape, spec and [spec[i] for i in order])
         return y if self.order == self.last else jnp.moveaxis(y, self.last, self.order)
 
 
@@ -53,13 +56,6 @@ def merge_of(x: Any, axes: Axes) -> Merge:
     spec = explicit_spec(x)
     first = next((a for a in axes if spec and spec[a] is not None), axes[0])
     return Merge(x.shape, axes, (first, *(a for a in axes if a != first)))
-
-
-def explicit_spec(x: Any) -> Sequence[Any] | None:
-    """Over which explicit mesh axes each axis of x is sharded; None without any."""
-    sharding = jax.typeof(x).sharding
-    explicit = jax.sharding.AxisType.Explicit
-    return tuple(sharding.spec) if explicit in sharding.mesh.axis_types else None
 
 
 def spec_of_formula(merge: Merge, x: Any, parameters: Sequence[Any]) -> Sequence[Any] | None:
@@ -71,19 +67,15 @@ def spec_of_formula(merge: Merge, x: Any, parameters: Sequence[Any]) -> Sequence
             x = x * jnp.expand_dims(p.astype(x.dtype), others)
         return x
 
-    return explicit_spec(jax.eval_shape(formula, x, *parameters))
+    # eval_shape would tell nothing of a mesh that has other axes too.
+    (aval,) = jax.make_jaxpr(formula)(x, *parameters).out_avals
+    return spec_of(aval.sharding)
 
 
-def _merged(x: Any, merge: Merge) -> Any:
-    lead = x.ndim - len(merge.axes)
-    if lead == x.ndim - 1:
+def _merged(x: Any, count: int) -> Any:
+    """The last `count` axes as one."""
+    if count == 1:
         return x
+    lead = x.ndim - count
     spec = explicit_spec(x)
-    return _reshape(x, (*x.shape[:lead], math.prod(x.shape[lead:])), spec and spec[: lead + 1])
-
-
-def _reshape(x: Any, shape: Sequence[Any], spec: Any) -> Any:
-    if spec is None:
-        return x.reshape(shape)
-    mesh = jax.typeof(x).sharding.mesh
-    return jax.lax.reshape(x, shape, out_sharding=NamedSharding(mesh, jax.P(*spec)))
+    return reshape(x, (*x.shape[:lead], math.prod(x.shape[lead:])), spec and spec[: lead + 1])
