@@ -49,6 +49,22 @@ struct Squares {
   }
 };
 
+// Of this thread's share of the tiles at start, start + step, ... Not inlined, so that it takes no
+// registers from the loop that all blocks run.
+template <class T>
+__device__ __noinline__ Squares<Acc<T>> squares_again(const T* x, int64_t start, int64_t step,
+                                                      int64_t count, int tile) {
+  Squares<Acc<T>> own;
+  for (; start < count; start += step) {
+    const int end = static_cast<int>(count - start < tile ? count - start : tile);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < end; i += kMaxThreads) {
+      own.add(static_cast<Acc<T>>(x[start + i]));
+    }
+  }
+  return own;
+}
+
 // Each block handles tiles member, member + members, ... of its partial. It leaves three sums, for
 // which it reads its numbers again if their plain sum is out of range: that is rare (but for a
 // block of zeros), and costs the others one comparison.
@@ -84,33 +100,18 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 #pragma unroll
   for (int e = 1; e < N; ++e) sum[0] += sum[e];
-  Squares<A> total;
-  total.middle = reduce.all(Sum<A>{sum[0]}).value;
+  const A total = reduce.all(Sum<A>{sum[0]}).value;
+  A* const target = sums + int64_t{3} * blockIdx.x;
+  if (team.rank == 0) target[0] = 0, target[1] = total, target[2] = 0;
   // All threads take the same branch: they all have the same bits.
-  if (kAnyScale<T> && !(total.middle >= Blue<A>::least && total.middle <= Blue<A>::most)) {
-    Squares<A> own;
+  if (!kAnyScale<T> || (total >= Blue<A>::least && total <= Blue<A>::most)) return;
+  const Squares<A> own = squares_again(x + partial * count, blockIdx.x % workers.members * kTile,
+                                       workers.members * kTile, count, kTile);
 #pragma unroll 1
-    for (int64_t offset = blockIdx.x % workers.members * kTile; offset < count;
-         offset += workers.members * kTile) {
-      const int end = static_cast<int>(count - offset < kTile ? count - offset : kTile);
-      const bool vector = aligned && end == kTile;
-#pragma unroll 1
-      for (int k = 0; k < kPacks; ++k) {
-        A value[N];
-        unpack(load<T, N>(x + partial * count + offset,
-                          span<N>(vector, k, team.size, team.rank, end), vector),
-               value);
-#pragma unroll
-        for (int e = 0; e < N; ++e) own.add(value[e]);
-      }
-    }
-    total.small = reduce.all(Sum<A>{own.small}).value;
-    total.middle = reduce.all(Sum<A>{own.middle}).value;
-    total.large = reduce.all(Sum<A>{own.large}).value;
-  }
-  if (team.rank == 0) {
-    A* const target = sums + int64_t{3} * blockIdx.x;
-    target[0] = total.small, target[1] = total.middle, target[2] = total.large;
+  for (int kind = 0; kind < 3; ++kind) {
+    const A part = kind == 0 ? own.small : kind == 1 ? own.middle : own.large;
+    const A all = reduce.all(Sum<A>{part}).value;
+    if (team.rank == 0) target[kind] = all;
   }
 }
 

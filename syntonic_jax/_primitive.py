@@ -48,7 +48,7 @@ def define(
 ):
     """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
 
-    `on_cpu` is the jnp form that a CPU computes faster, if that is another.
+    `on_cpu` is the jnp form that one CPU computes faster, if that is another.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -65,12 +65,16 @@ def define(
         key = tuple(sorted(params.items()))
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
 
-    def lower_jnp(platform: str | None = None):
-        form = on_cpu if platform == "cpu" and on_cpu is not None else reference
-        return mlir.lower_fun(form, multiple_results=True)
+    lower_reference = mlir.lower_fun(reference, multiple_results=True)
+    lower_on_cpu = on_cpu and mlir.lower_fun(on_cpu, multiple_results=True)
+
+    def lower_jnp(ctx, *operands, platform, **params):
+        alone = platform == "cpu" and lower_on_cpu and _compat.partition_devices(ctx) == 1
+        return (lower_on_cpu if alone else lower_reference)(ctx, *operands, **params)
 
     for platform in (None,) if on_cpu is None else (None, "cpu"):
-        rule = functools.partial(_lower_without_kernel, operation, kernel, lower_jnp(platform))
+        jnp_rule = functools.partial(lower_jnp, platform=platform)
+        rule = functools.partial(_lower_without_kernel, operation, kernel, jnp_rule)
         mlir.register_lowering(primitive, rule, platform=platform)
     if kernel is not None:
         _with_kernel[primitive] = functools.partial(
@@ -92,11 +96,9 @@ def _lower_without_kernel(operation, kernel, lower_jnp, ctx, *operands, implemen
 def _register_kernel(
     primitive: Primitive, operation: str, kernel: Kernel, lower_jnp, platform: str
 ) -> None:
-    lower_reference = lower_jnp(platform)
-
     def lower(ctx, *operands, implementation, **params):
         if _dispatch.choose(operation, implementation, platform) == "xla":
-            return lower_reference(ctx, *operands, **params)
+            return lower_jnp(ctx, *operands, platform=platform, **params)
         devices = _compat.partition_devices(ctx)
         # The glue around a call is traced on bare types under an empty mesh, so that it adds no
         # sharding constraints of its own.

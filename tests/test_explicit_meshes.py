@@ -100,7 +100,11 @@ ROWS, SHAPE = (6, 4), (6, 4, 2)
 
 
 def elementwise():
-    for activation, formula in {None: lambda z: z, "relu": jax.nn.relu, "gelu": jax.nn.gelu}.items():
+    for activation, formula in {
+        None: lambda z: z,
+        "relu": jax.nn.relu,
+        "gelu": jax.nn.gelu,
+    }.items():
         yield Operation(
             f"phi_residual {activation}",
             functools.partial(phi_residual, activation=activation),
@@ -271,7 +275,9 @@ def along(f, argnums):
 
     def run(*operands):
         def of_some(*some):
-            return f(*(some[argnums.index(i)] if i in argnums else x for i, x in enumerate(operands)))
+            return f(
+                *(some[argnums.index(i)] if i in argnums else x for i, x in enumerate(operands))
+            )
 
         some = tuple(operands[i] for i in argnums)
         return jax.jvp(of_some, some, some)[1]
@@ -283,7 +289,12 @@ def second(f, argnums):
     return along(gradients(f, argnums), argnums)
 
 
-TRANSFORMATIONS = {"value": lambda f, _: f, "gradients": gradients, "along": along, "second": second}
+TRANSFORMATIONS = {
+    "value": lambda f, _: f,
+    "gradients": gradients,
+    "along": along,
+    "second": second,
+}
 
 
 def placed(f, operands):
@@ -334,7 +345,9 @@ def abstract_mesh(name):
 @each(OPERATIONS)
 def test_takes_what_the_formula_takes(operation, name):
     names = tuple(TRANSFORMATIONS)
-    accepted, found = faults(operation, abstract_mesh(name), names[: 4 if name == "one axis" else 2])
+    accepted, found = faults(
+        operation, abstract_mesh(name), names[: 4 if name == "one axis" else 2]
+    )
     assert accepted
     assert not found
 

@@ -142,9 +142,7 @@ def _norm_of_sums(sums, coefficient):
     total = jnp.where(
         is_large,
         large + middle * inverse * inverse,
-        jnp.where(
-            is_small, small + middle * factor * factor, middle + small * inverse * inverse
-        ),
+        jnp.where(is_small, small + middle * factor * factor, middle + small * inverse * inverse),
     )
     back = jnp.where(is_large, factor, jnp.where(is_small, inverse, 1))
     return coefficient * jnp.sqrt(total) * back
