@@ -1,3 +1,4 @@
+#include "golden.cuh"
 #include "phi_residual_layernorm.h"
 #include "row.cuh"
 
@@ -62,8 +63,7 @@ __device__ RowPack<T> residual_sum(const Arguments<T>& a, const RowPack<T>& iden
   Acc<T> i[kVector<T>], r[kVector<T>];
   unpack(identity, i);
   unpack(residual, r);
-#pragma unroll
-  for (int e = 0; e < kVector<T>; ++e) i[e] = a.sum_scale * (i[e] + a.residual_scale * r[e]);
+  golden_sum(i, r, a.sum_scale, a.residual_scale);
   return pack<T>(i);
 }
 

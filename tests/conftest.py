@@ -16,7 +16,8 @@ SEED = int(os.environ.setdefault("SYNTONIC_TEST_SEED", str(random.SystemRandom()
 import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("batch_norm_check", "battery", "lattice_check", "softmax_cases")
-pytest.register_assert_rewrite("oracles", "oracles_norm", "oracles_lattice", "norm_range_check")
+pytest.register_assert_rewrite("oracles", "oracles_norm", "oracles_lattice")
+pytest.register_assert_rewrite("norm_range_check", "elementwise_range_check")
 
 
 def pytest_report_header(config):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from elementwise_range_check import ACTIVATIONS, check_activation, check_stores, check_sums
 from layernorm_check import draw as draw_layernorm
 from layernorm_check import estimates, value_and_cotangents
 from norm_range_check import CASES, check_norm
@@ -281,3 +282,16 @@ def test_residual_component_norm_of_several_workers():
     values = np.repeat([1.0, 1e-30, 1e30], 40000)
     check_norm("float32", values, 1, "phi", "cuda")
     check_norm("float32", values[:80000], 1, "phi", "cuda")
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_ends_of_the_range(dtype):
+    for mode in oracles.MODES:
+        check_sums(dtype, mode, "cuda")
+    for name in ACTIVATIONS:
+        check_activation(name, dtype, 0, "cuda")
+        check_activation(name, dtype, 1, "cuda")
+
+
+def test_rounds_to_infinity():
+    check_stores("cuda")
