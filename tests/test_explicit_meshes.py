@@ -15,6 +15,7 @@ from typing import Any
 import battery
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -234,6 +235,13 @@ def exact():
 
 
 OPERATIONS = [*elementwise(), *norms(), *softmaxes(), *exact()]
+# Some of each kind; the others are slow tests.
+SOME = [
+    *elementwise(),
+    *norms(),
+    *battery.thinned(list(softmaxes()), 7),
+    *battery.thinned(list(exact()), 7),
+]
 
 # --- tracing --------------------------------------------------------------------------------------
 
@@ -340,31 +348,112 @@ def abstract_mesh(name):
     return AbstractMesh(sizes, tuple(names), axis_types=types)
 
 
-@pytest.mark.parametrize("name", ["one axis", "three devices", "beside an automatic axis"])
-@each(OPERATIONS)
-def test_takes_what_the_formula_takes(operation, name):
-    names = tuple(TRANSFORMATIONS)
-    accepted, found = faults(
-        operation, abstract_mesh(name), names[: 4 if name == "one axis" else 2]
-    )
+@each(SOME)
+def test_takes_what_the_formula_takes(operation):
+    accepted, found = faults(operation, abstract_mesh("one axis"), ("value", "gradients"))
     assert accepted
     assert not found
 
 
-TWO = [o for o in OPERATIONS if not o.label.startswith("log_softmax")]
-
-
-@each(battery.thinned(TWO, 3))
-def test_two_axes(operation):
-    accepted, found = faults(operation, abstract_mesh("two axes"), ("value", "gradients"))
-    assert accepted or len(operation.shapes) < 2
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["three devices", "beside an automatic axis"])
+@each(OPERATIONS)
+def test_other_meshes(operation, name):
+    accepted, found = faults(operation, abstract_mesh(name), ("value", "gradients"))
+    assert accepted
     assert not found
 
 
-@each(battery.thinned([o for o in OPERATIONS if o.argnums], 3))
+@pytest.mark.slow
+@each(OPERATIONS)
+def test_two_axes(operation):
+    """A parameter of few axes may leave no place for both."""
+    assert not faults(operation, abstract_mesh("two axes"), ("value", "gradients"))[1]
+
+
+DIFFERENTIABLE = [o for o in OPERATIONS if o.argnums]
+
+
+@pytest.mark.slow
+@each(DIFFERENTIABLE)
+def test_forward_mode_and_second_order(operation):
+    accepted, found = faults(operation, abstract_mesh("one axis"), ("along", "second"))
+    assert accepted
+    assert not found
+
+
+@pytest.mark.slow
+@each(DIFFERENTIABLE)
 def test_mapped(operation):
     """Every operand mapped, along an axis that may be sharded as well."""
-    names = ("value", "gradients")
-    accepted, found = faults(operation, abstract_mesh("one axis"), names, jax.vmap, (8,))
+    mesh, names = abstract_mesh("one axis"), ("value", "gradients")
+    accepted, found = faults(operation, mesh, names, jax.vmap, (8,))
     assert accepted
     assert not found
+
+
+# --- running --------------------------------------------------------------------------------------
+
+RUN = [  # (axis, where x lies, where scale and bias do)
+    ((1, 2), P(None, "d", None), P()),
+    ((1, 2), P("d", None, "m"), P(None, "m")),
+    ((0, 2), P("d", None, "m"), P("d", "m")),
+    ((0, 1, 2), P(None, "d", "m"), P()),
+    ((0, 2), P(), P("m", "d")),
+]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("axis", "rows", "parameters"), RUN)
+def test_layer_norm_over_several_axes(axis, rows, parameters, implementation, rng):
+    shape = (8, 4, 16)
+    x = jnp.asarray(rng.normal(size=shape))
+    scale, bias = (jnp.asarray(rng.normal(size=[shape[a] for a in axis])) for _ in range(2))
+    f = functools.partial(golden_layer_norm, axis=axis, implementation=implementation)
+    mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Explicit,) * 2)
+
+    def both(f):
+        return jax.jit(lambda *operands: (f(*operands), gradients(f, (0, 1, 2))(*operands)))
+
+    expected = both(functools.partial(layer_norm, axis=axis))(x, scale, bias)
+    with jax.set_mesh(mesh):
+        x, scale, bias = (
+            jax.device_put(value, NamedSharding(mesh, spec))
+            for value, spec in ((x, rows), (scale, parameters), (bias, parameters))
+        )
+        got = both(f)(x, scale, bias)
+        for gradient, operand in zip(got[1], (x, scale, bias), strict=True):
+            assert jax.typeof(gradient) == jax.typeof(operand)
+    battery.assert_same(got, expected)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_manual_axis_of_an_explicit_mesh(check_vma, implementation, rng):
+    """Inside shard_map one axis is manual; the other is still explicit."""
+    x = jnp.asarray(rng.normal(size=(8, 4, 16)))
+    mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Explicit,) * 2)
+    f = functools.partial(golden_layer_norm, axis=(1, 2), implementation=implementation)
+
+    def loss(f, x):
+        return jnp.sum(jnp.sin(f(x)))
+
+    expected = jax.grad(functools.partial(loss, functools.partial(layer_norm, axis=(1, 2))))(x)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, P("d", None, "m")))
+        shards = jax.shard_map(
+            f, in_specs=P("d"), out_specs=P("d"), axis_names={"d"}, check_vma=check_vma
+        )
+        got = jax.jit(jax.grad(functools.partial(loss, shards)))(x)
+    battery.assert_same(got, expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_exact_sum_of_what_is_sharded():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        a = jax.device_put(jnp.arange(16).reshape(8, 2), NamedSharding(mesh, P("d")))
+        for axis, expected in ((None, 120), (0, [56, 64])):
+            total = jax.jit(lambda a, axis=axis: GoldenArray(a, -a).sum(axis))(a)
+            np.testing.assert_array_equal(total.a, expected)
+            np.testing.assert_array_equal(-total.b, expected)
