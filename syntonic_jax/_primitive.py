@@ -69,8 +69,10 @@ def define(
     lower_on_cpu = on_cpu and mlir.lower_fun(on_cpu, multiple_results=True)
 
     def lower_jnp(ctx, *operands, platform, **params):
-        alone = platform == "cpu" and lower_on_cpu and _compat.partition_devices(ctx) == 1
-        return (lower_on_cpu if alone else lower_reference)(ctx, *operands, **params)
+        # Over several devices a branch would ask them all what to do.
+        if lower_on_cpu and platform == "cpu" and _compat.partition_devices(ctx) == 1:
+            return lower_on_cpu(ctx, *operands, **params)
+        return lower_reference(ctx, *operands, **params)
 
     for platform in (None,) if on_cpu is None else (None, "cpu"):
         jnp_rule = functools.partial(lower_jnp, platform=platform)

@@ -68,7 +68,7 @@ def spec_of_formula(merge: Merge, x: Any, parameters: Sequence[Any]) -> Sequence
         return x
 
     # eval_shape would tell nothing of a mesh that has other axes too.
-    (aval,) = jax.make_jaxpr(formula)(x, *parameters).out_avals
+    aval: Any = jax.make_jaxpr(formula)(x, *parameters).out_avals[0]
     return spec_of(aval.sharding)
 
 
