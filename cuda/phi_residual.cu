@@ -1,4 +1,5 @@
 #include "activation.cuh"
+#include "golden.cuh"
 #include "map.cuh"
 #include "phi_residual.h"
 
@@ -35,8 +36,7 @@ struct Forward {
     A i[N], r[N];
     unpack(loaded.identity, i);
     unpack(loaded.residual, r);
-#pragma unroll
-    for (int e = 0; e < N; ++e) i[e] = sum_scale * (i[e] + residual_scale * r[e]);
+    golden_sum(i, r, sum_scale, residual_scale);
     if (z) store(z + start, at, vector, pack<T>(i));
     if (activation != Activation::none) {
 #pragma unroll

@@ -26,8 +26,8 @@ struct Arguments {
         width(call.rows.width),
         shifted(all_aligned(call.identity, call.residual, call.y, call.z)),
         team(plan.team),
-        sum_scale(static_cast<A>(call.sum_scale)),
-        residual_scale(static_cast<A>(call.residual_scale)),
+        identity_scale(static_cast<A>(call.sum_scale)),
+        residual_scale(static_cast<A>(call.sum_scale * call.residual_scale)),
         epsilon(static_cast<A>(call.epsilon)),
         scale_factor(static_cast<A>(call.scale_factor)) {}
 
@@ -43,7 +43,7 @@ struct Arguments {
   int64_t width;
   bool shifted;  // whether rows of other than whole packs may be moved by packs
   int team;
-  A sum_scale;
+  A identity_scale;
   A residual_scale;
   A epsilon;
   A scale_factor;
@@ -51,6 +51,12 @@ struct Arguments {
 
 template <class T>
 using RowPack = Packed<T, kVector<T>>;
+
+// Each is scaled first: their sum may be beyond the range where this is not.
+template <class T>
+__device__ Acc<T> golden_sum(const Arguments<T>& a, Acc<T> identity, Acc<T> residual) {
+  return fma(a.residual_scale, residual, a.identity_scale * identity);
+}
 
 // The residual sum, rounded to T: statistics and y are those of the rounded sum. Without a residual
 // the sum is identity.
@@ -62,7 +68,7 @@ __device__ Packed<T, N> residual_sum(const Arguments<T>& a, const Packed<T, N>& 
   unpack(identity, i);
   unpack(residual, r);
 #pragma unroll
-  for (int e = 0; e < N; ++e) i[e] = a.sum_scale * (i[e] + a.residual_scale * r[e]);
+  for (int e = 0; e < N; ++e) i[e] = golden_sum(a, i[e], r[e]);
   return pack<T>(i);
 }
 
@@ -110,7 +116,7 @@ __device__ Acc<T> residual_sum(const Arguments<T>& a, int64_t i) {
   const Acc<T> identity = static_cast<Acc<T>>(a.identity[i]);
   if (!a.residual) return identity;
   const Acc<T> residual = static_cast<Acc<T>>(a.residual[i]);
-  return static_cast<Acc<T>>(narrow<T>(a.sum_scale * (identity + a.residual_scale * residual)));
+  return static_cast<Acc<T>>(narrow<T>(golden_sum(a, identity, residual)));
 }
 
 // The statistics of a row of any range, by one warp, number by number from memory.

@@ -97,7 +97,7 @@ class Value(NamedTuple):
       parameter [*G, width]
       scalar   [*G, 1]
       partial  a parameter-shaped sum over rows; leaves the call once for each batch entry
-      total    a scalar-shaped sum over rows, likewise
+      totals   `size` numbers that are sums over rows, likewise: [*G, size]
       parts    like partial, but not added up: [*G, parts, width]
       scratch  rank 1, `size` elements, the last result; dropped from what `row_call` returns
     """
@@ -128,7 +128,7 @@ def row_call(
     tail = first.array.shape[-1 - planes :] if first.kind == "row" else ()
     width = tail[:1]
     lead = first.array.shape[: len(first.array.shape) - len(tail)]
-    sums = any(r.kind in ("partial", "total", "parts") for r in results)
+    sums = any(r.kind in ("partial", "totals", "parts") for r in results)
     batch, inner = _plan(lead, groups, sums, devices, first=planes)
     grouped = batch if groups else ()
     shapes = {
@@ -137,7 +137,6 @@ def row_call(
         "parameter": grouped + width,
         "scalar": (*grouped, 1),
         "partial": batch + width,
-        "total": batch,
         "parts": batch + width,
     }
     static = all(isinstance(n, int) for n in lead + tail)
@@ -145,6 +144,8 @@ def row_call(
     def shape(value: Value) -> Shape:
         if value.kind == "scratch":
             return (value.size,)
+        if value.kind == "totals":
+            return (*batch, value.size)
         return batch + inner + (value.size,) if value.kind == "statistics" else shapes[value.kind]
 
     out = _call(
@@ -210,11 +211,11 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, tail: Shape, groups
     factors = {
         "row": dims + columns,
         "vector": dims + columns[1:],
-        "statistics": [*dims, "statistics"],
+        "statistics": [*dims, "numbers"],
         "parameter": (lead if groups else []) + column,
         "scalar": (lead if groups else []) + ["one"],
         "partial": lead + column,
-        "total": lead,
+        "totals": [*lead, "numbers"],
         "parts": lead + column,
         "scratch": ["scratch"],
     }
@@ -222,8 +223,8 @@ def _row_rule(operands, results, batch: Shape, inner: Shape, tail: Shape, groups
     if any(v.kind == "scalar" for v in operands):
         sizes["one"] = 1
     for value in (*operands, *results):
-        if value.kind == "statistics":
-            sizes["statistics"] = value.size
+        if value.kind in ("statistics", "totals"):
+            sizes["numbers"] = value.size
     if results[-1].kind == "scratch":
         sizes["scratch"] = results[-1].size
     return _sharding_rule(

@@ -106,7 +106,8 @@ def test_spare_element_shifts_every_array(target, dtype):
         "scratch",
     }
     in_acc |= {"low", "var", "sum", "product", "max", "log_sum", "loss"}
-    if target in ("cross_entropy_cotangent", "sum_of_squares_cotangent"):
+    in_acc |= {"first", "second"}
+    if target == "cross_entropy_cotangent":
         in_acc.add("ct")
 
     def retyped(part):

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from elementwise_range_check import ACTIVATIONS, check_activation, check_stores, check_sums
 from layernorm_check import any_range, estimates, estimates_of_any_range, value_and_cotangents
 from layernorm_check import draw as draw_layernorm
+from norm_range_check import CASES, check_norm
 from softmax_cases import FUNCTIONS, MODES, check, draw
 
 from syntonic_jax import (
@@ -352,3 +354,28 @@ def test_residual_component_norm(shape, dtype, rng):
     for row, norm, dx in zip(x, *jax.vmap(f)(x)):
         oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
         oracles.assert_close(dx, oracles.residual_component_norm_vjp(row, 1, acc=acc), flush=True)
+
+
+@pytest.mark.parametrize(("dtype", "values", "count"), CASES)
+def test_residual_component_norm_of_any_size(dtype, values, count):
+    check_norm(dtype, values, count, "phi", "cuda")
+
+
+def test_residual_component_norm_of_several_workers():
+    """Of which one has large numbers, and one nothing but small ones."""
+    values = np.repeat([1.0, 1e-30, 1e30], 40000)
+    check_norm("float32", values, 1, "phi", "cuda")
+    check_norm("float32", values[:80000], 1, "phi", "cuda")
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_ends_of_the_range(dtype):
+    for mode in oracles.MODES:
+        check_sums(dtype, mode, "cuda")
+    for name in ACTIVATIONS:
+        check_activation(name, dtype, 0, "cuda")
+        check_activation(name, dtype, 1, "cuda")
+
+
+def test_rounds_to_infinity():
+    check_stores("cuda")

@@ -83,7 +83,7 @@ def gradients(f, *argnums):
 def primitives(f, *operands) -> list[str]:
     """Names of the library's primitives in a jaxpr, subexpressions included."""
     text = str(jax.make_jaxpr(f)(*operands))
-    stems = "phi_residual_layernorm|phi_residual|golden_gelu|sum_of_squares"
+    stems = "phi_residual_layernorm|phi_residual|golden_gelu|residual_component_norm"
     return re.findall(rf"= ((?:{stems})(?:_tangent|_cotangent)?)\[", text)
 
 
@@ -172,7 +172,7 @@ def test_residual_component_norm():
     f = functools.partial(residual_component_norm, implementation="cuda")
     (call,) = custom_calls(f, ROWS)
     assert call.target == "syntonic_sum_of_squares"
-    assert call.results[0] == "1x1xf32"  # one sum on one device
+    assert call.results[0] == "1x1x3xf32"  # one partial of three sums on one device
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 1 / 3, 1e-12])
@@ -278,11 +278,12 @@ def test_residual_component_norm_gradient():
     forward, backward = custom_calls(gradients(f, 0), ROWS)
     assert forward.target == "syntonic_sum_of_squares"
     rows = "6x4x8x1xbf16"
-    check_call(backward, "syntonic_sum_of_squares_cotangent", [rows, "1xf32"], [rows])
+    numbers = ["1xf32", "1xf32"]
+    check_call(backward, "syntonic_sum_of_squares_cotangent", [rows, *numbers], [rows])
     # For every example a norm of its own.
     forward, backward = custom_calls(jax.vmap(gradients(f, 0)), ROWS)
-    assert forward.results[0] == "6x1xf32"
-    assert backward.operands[1] == "6x1x1xf32"
+    assert forward.results[0] == "6x1x3xf32"
+    assert backward.operands[1:] == ["6x1x1xf32", "6x1x1xf32"]
 
 
 def test_golden_gelu_gradient():
@@ -347,7 +348,7 @@ def test_gradient_is_one_forward_and_one_cotangent():
         assert primitives(gradients(f, 0, 1), ROWS, ROWS) == expected
     assert "golden_gelu_tangent" not in primitives(gradients(golden_gelu, 0), ROWS)
     assert primitives(gradients(phi_residual, 0, 1), ROWS, ROWS) == expected
-    expected = ["sum_of_squares", "sum_of_squares_cotangent"]
+    expected = ["residual_component_norm", "residual_component_norm_cotangent"]
     assert primitives(gradients(residual_component_norm, 0), ROWS) == expected
 
 

@@ -11,16 +11,17 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   const Array sums = call.result("sums");
   const Array scratch = call.result("scratch");
   for (const Array& array : {sums, scratch}) call.has_dtype(array, accumulation(x.dtype));
-  call.require(Call::divides(sums.count, x.count), "sums has ", sums.count,
-               " elements, which do not divide the ", x.count, " of x");
+  const int64_t partials = sums.count / 3;
+  call.require(sums.count % 3 == 0 && Call::divides(partials, x.count), "sums has ", sums.count,
+               " elements, not three for each of some parts of the ", x.count, " of x");
   const SumOfSquares arguments{
       .x = x.data,
       .sums = sums.data,
       .scratch = scratch.data,
       .scratch_size = scratch.count,
       .dtype = x.dtype,
-      .partials = sums.count,
-      .count = sums.count > 0 ? x.count / sums.count : 0,
+      .partials = partials,
+      .count = partials > 0 ? x.count / partials : 0,
   };
   return call.launch(stream, x.count, {sums}, [&] { return sum_of_squares(stream, arguments); });
 }
@@ -28,20 +29,23 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
 ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
   Call call("syntonic_sum_of_squares_cotangent", operands, results);
   const Array x = call.operand("x");
-  const Array ct = call.operand("ct");
+  const Array first = call.operand("first");
+  const Array second = call.operand("second");
   const Array dx = call.result("dx");
   call.has_shape_of(dx, x);
   call.has_dtype(dx, x.dtype);
-  call.has_dtype(ct, accumulation(x.dtype));
-  call.require(Call::divides(ct.count, x.count), "ct has ", ct.count,
+  for (const Array& array : {first, second}) call.has_dtype(array, accumulation(x.dtype));
+  call.has_shape_of(second, first);
+  call.require(Call::divides(first.count, x.count), "first has ", first.count,
                " elements, which do not divide the ", x.count, " of x");
   const SumOfSquaresCotangent arguments{
       .x = x.data,
-      .ct = ct.data,
+      .first = first.data,
+      .second = second.data,
       .dx = dx.data,
       .dtype = x.dtype,
-      .partials = ct.count,
-      .count = ct.count > 0 ? x.count / ct.count : 0,
+      .partials = first.count,
+      .count = first.count > 0 ? x.count / first.count : 0,
   };
   return call.launch(stream, x.count, {},
                      [&] { return sum_of_squares_cotangent(stream, arguments); });

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from .. import _fixed
+from .. import _explicit, _fixed
 
 # The same formula for arrays of integers and for `Wide` ones.
 Formula = Callable[..., tuple[Any, ...]]
@@ -112,7 +112,8 @@ def checked(name: str, formula: Formula, *coefficients: Any) -> tuple[Any, ...]:
     results = formula(*coefficients)
     dtype = results[0].dtype
     words = dtype.itemsize // 4
-    wide = [Wide(_fixed.from_int(c, 2 * words + 1)) for c in coefficients]
+    # Gathered where the mesh has explicit axes: they do not take apart what is sharded.
+    wide = [Wide(_fixed.from_int(_explicit.gathered(c), 2 * words + 1)) for c in coefficients]
     fits = [jnp.all(x.fits(words)) for x in formula(*wide)]
     checkify.debug_check(
         functools.reduce(lambda x, y: x & y, fits),

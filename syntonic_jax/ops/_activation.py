@@ -47,12 +47,15 @@ def derivative(name: str | None, saved: Any = None) -> Any:
         return 1
     if name == "relu":
         return jnp.where(saved > 0, 1.0, 0.0).astype(saved.dtype)
-    # Large finite z would meet inf · 0; infinite z gives NaN as the plain formula does.
+    # Large finite z would meet inf · 0; infinite z gives NaN as the plain formula does, in every
+    # derivative: that of ∞ / ∞ is no number either.
     z = jnp.clip(saved, -_SATURATED, _SATURATED)
     u, du = _gate(name, z)
     gate = jax.nn.sigmoid(u)
     slope = gate + z * du * gate * (1 - gate)
-    return jnp.where(jnp.isfinite(saved), slope, jnp.nan)
+    finite = jnp.isfinite(saved)
+    infinite = jnp.where(finite, 1, saved)
+    return jnp.where(finite, slope, infinite / infinite)
 
 
 def _gate(name: str, z: Any) -> tuple[Any, Any]:

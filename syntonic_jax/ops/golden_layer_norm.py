@@ -5,7 +5,6 @@ y = scale · √t · (x − mean(x)) / √(var(x) + ε) + bias over the reduced 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -25,6 +24,7 @@ from ._layernorm import (
     shortcut,
     without_spread,
 )
+from ._merge import merge_of, spec_of_formula
 from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
@@ -105,14 +105,12 @@ def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, im
         )
     _check.parameter(name, shape, **given)
     accumulation = accumulation_dtype(x.dtype)
-    last = tuple(range(x.ndim - len(axes), x.ndim))
-    moved = x if axes == last else jnp.moveaxis(x, axes, last)
-    # Reshaped only where there is something to merge: a reshape may lose an explicit sharding.
-    rows = moved if len(axes) == 1 else moved.reshape(*moved.shape[: -len(axes)], math.prod(shape))
+    parameters = [jnp.asarray(p) for p in given.values()]
+    merge = merge_of(x, axes)
     (y,) = bind(
         golden_layer_norm_p,
-        rows,
-        *(jnp.asarray(p).astype(accumulation).reshape(-1) for p in given.values()),
+        merge.array(x),
+        *(merge.parameter(p).astype(accumulation) for p in parameters),
         has_scale=scale is not None,
         has_bias=bias is not None,
         epsilon=epsilon,
@@ -122,8 +120,7 @@ def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, im
         groups=0,
         implementation=implementation,
     )
-    y = y.reshape(moved.shape)
-    return y if axes == last else jnp.moveaxis(y, last, axes)
+    return merge.restore(y, spec_of_formula(merge, x, parameters) if len(axes) > 1 else None)
 
 
 # ------------------------------------------------------------------------------- reference

@@ -213,8 +213,13 @@ def golden_sum(identity: Any, residual: Any, mode: PhiResidualMode) -> Any:
     residual = widen(residual)
     if mode is PhiResidualMode.PHI:
         residual = mode.residual_scale * residual
-    z = widen(identity) + residual
-    return mode.sum_scale * z if mode is PhiResidualMode.PHI_SYMMETRIC else z
+    identity = widen(identity)
+    z = identity + residual
+    if mode is not PhiResidualMode.PHI_SYMMETRIC:
+        return z
+    # The sum may overflow where z does not.
+    z, terms = mode.sum_scale * z, mode.sum_scale * identity + mode.sum_scale * residual
+    return jnp.where(jnp.isinf(z), terms, z)
 
 
 def _reference(identity, residual, *, mode, activation, dtype, residuals):

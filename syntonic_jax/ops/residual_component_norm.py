@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -33,8 +35,8 @@ def residual_component_norm(
       implementation: None, 'cuda' or 'xla' (docs/implementation.md).
 
     Returns:
-      A scalar, summed and returned in float32 (float64 for float64). The derivative at a residual
-      of zeros is taken as 0.
+      A scalar, summed and returned in float32 (float64 for float64), also where its square is out
+      of the range of that type. The derivative at a residual of zeros is taken as 0.
 
     Raises:
       TypeError: `residual` is not real floating point.
@@ -56,59 +58,159 @@ def _residual_component_norm(residual, mode, implementation):
     mode = check_mode(name, mode)
     _dispatch.check_implementation(name, implementation)
     _check.floating(name, residual=residual)
-    (total,) = bind(
-        sum_of_squares_p, jnp.asarray(residual), groups=0, implementation=implementation
+    (norm,) = bind(
+        residual_component_norm_p,
+        jnp.asarray(residual),
+        coefficient=branch_scales(mode)[1],
+        groups=0,
+        implementation=implementation,
     )
-    # The square root has no derivative at 0; NaN stays NaN.
-    zero = total == 0
-    norm = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
-    return norm * branch_scales(mode)[1]
+    return norm
 
 
 # ------------------------------------------------------------------------------- reference
+#
+# A sum of squares may overflow or vanish where the norm does not. So there are three of them, after
+# J. L. Blue (1978): of the numbers as they are, of large ones by a small power of two, and of small
+# ones by a large one. Each is a sum, over rows, blocks and devices alike; none needs a maximum.
 
 
-def _reference(x, *, groups):
-    return (jnp.square(widen(x)).sum(tuple(range(groups, x.ndim))),)
+class _Range(NamedTuple):
+    """Powers of two: the factor of small numbers, and between what sums of squares are exact."""
+
+    factor: float
+    least: float
+    most: float
 
 
-def _tangent_reference(x, dx, *, groups, inputs, outputs):
-    return (2 * (widen(x) * widen(dx)).sum(tuple(range(groups, x.ndim))),)
+# The square of factor times the least subnormal number is a normal one, that of the greatest number
+# by it leaves room for 2^40 terms. Below `least` squares that vanished might show; a sum of factor²
+# times it is finite. (cuda/residual_component_norm.cu has the first.)
+_RANGES = {
+    "float32": _Range(2.0**88, 2.0**-56, 2.0**120),
+    "float64": _Range(2.0**600, 2.0**-180, 2.0**1000),
+}
 
 
-def _cotangent_reference(x, ct, *, groups, inputs, outputs):
-    slope = jnp.expand_dims(2 * ct, tuple(range(groups, x.ndim)))
-    return ((slope * widen(x)).astype(x.dtype),)
+def _sum_of_squares(x, groups, factor=None):
+    x = x if factor is None else x * factor
+    return jnp.square(x).sum(tuple(range(groups, x.ndim)))
+
+
+def _in_range(total):
+    """Whether nothing of a sum of squares can be lost; not so for NaN."""
+    _, least, most = _RANGES[total.dtype.name]
+    return (total >= least) & (total <= most)
+
+
+def _reference(x, *, coefficient, groups):
+    wide = widen(x)
+    total = _sum_of_squares(wide, groups)
+    norm = coefficient * jnp.sqrt(total)
+    if x.dtype == jnp.float16:  # whose squares float32 holds
+        return (norm,)
+    factor, least, most = _RANGES[wide.dtype.name]
+    # The coefficient comes first: it may bring the norm back into the range.
+    large = coefficient * jnp.sqrt(_sum_of_squares(wide, groups, 1 / factor)) * factor
+    small = coefficient * jnp.sqrt(_sum_of_squares(wide, groups, factor)) * (1 / factor)
+    return (jnp.where(total > most, large, jnp.where(total < least, small, norm)),)
+
+
+def _on_cpu(x, *, coefficient, groups, devices):
+    """The same for where three sums take three times as long as one, and a branch is nothing."""
+    if devices > 1:  # all would have to ask each other
+        return _reference(x, coefficient=coefficient, groups=groups)
+    total = _sum_of_squares(widen(x), groups)
+    usual = jnp.array(True) if x.dtype == jnp.float16 else jnp.all(_in_range(total))
+    return jax.lax.cond(
+        usual,
+        lambda x, total: (coefficient * jnp.sqrt(total),),
+        lambda x, total: _reference(x, coefficient=coefficient, groups=groups),
+        x,
+        total,
+    )
+
+
+def _norm_of_sums(sums, coefficient):
+    """The norm from the sums of small, middle and large numbers, [*G, 3], each in its own scale.
+
+    What is out of the range of the largest that counts is too small to matter.
+    """
+    small, middle, large = sums[..., 0], sums[..., 1], sums[..., 2]
+    factor, least, _ = _RANGES[sums.dtype.name]
+    inverse = 1 / factor
+    is_large, is_small = large > 0, (middle < least) & (small > 0)
+    total = jnp.where(
+        is_large,
+        large + middle * inverse * inverse,
+        jnp.where(is_small, small + middle * factor * factor, middle + small * inverse * inverse),
+    )
+    back = jnp.where(is_large, factor, jnp.where(is_small, inverse, 1))
+    return coefficient * jnp.sqrt(total) * back
+
+
+def _slope(norm, coefficient):
+    """Two factors of coefficient² / norm, the gradient being theirs and x's: x · first is near 1.
+
+    Both are 0 at 0, where the norm has no derivative. Only the second counts for derivatives of
+    higher order, that of the product: alone, 1 / norm has squares that are out of range.
+    """
+    tiny = jnp.finfo(norm.dtype).smallest_normal
+    zero, infinite = norm == 0, norm == jnp.inf
+    # What keeps the inverse of the smallest and the largest norms in range.
+    shift = jnp.where(norm < tiny * 256, 2.0**40, jnp.where(norm > 1 / (256 * tiny), 2.0**-10, 1))
+    shift = jax.lax.stop_gradient(shift.astype(norm.dtype))
+    first = jax.lax.stop_gradient(1 / jnp.where(zero, 1, norm * shift))
+    one = jnp.where(zero | infinite, 1, norm * first * shift)
+    second = coefficient**2 * shift / one
+    return jnp.where(zero, 0, first), jnp.where(zero, 0, second)
+
+
+def _tangent_reference(x, norm, dx, *, coefficient, groups, inputs, outputs):
+    first, second = _slope(norm, coefficient)
+    along = (widen(x) * _spread(first, x)) * (widen(dx) * _spread(second, x))
+    return (along.sum(tuple(range(groups, x.ndim))),)
+
+
+def _cotangent_reference(x, norm, ct, *, coefficient, groups, inputs, outputs):
+    first, second = _slope(norm, coefficient)
+    return ((widen(x) * _spread(first, x) * _spread(second * ct, x)).astype(x.dtype),)
+
+
+def _spread(number, x):
+    return number.reshape(number.shape + (1,) * (x.ndim - number.ndim))
 
 
 # ------------------------------------------------------------------------------ primitives
 
-_SCRATCH_ELEMENTS = 4096  # workers that may leave a sum: a few for each multiprocessor
+_SCRATCH_ELEMENTS = 3 * 4096  # workers that may leave sums: a few for each multiprocessor
 
 
-def _kernel(x, *, groups, devices):
+def _kernel(x, *, coefficient, groups, devices):
     if x.size == 0:
-        return _reference(x, groups=groups)
+        return _reference(x, coefficient=coefficient, groups=groups)
     accumulation = accumulation_dtype(x.dtype)
-    return row_call(
+    (sums,) = row_call(
         "syntonic_sum_of_squares",
         [Value("vector", x)],
         [
-            Value("total", dtype=accumulation),
+            Value("totals", dtype=accumulation, size=3),
             Value("scratch", dtype=accumulation, size=_SCRATCH_ELEMENTS),
         ],
         groups=groups,
         devices=devices,
     )
+    return (_norm_of_sums(sums, coefficient),)
 
 
-def _cotangent_kernel(x, ct, *, groups, devices, **masks):
+def _cotangent_kernel(x, norm, ct, *, coefficient, groups, devices, **masks):
     if x.size == 0:
-        return _cotangent_reference(x, ct, groups=groups, **masks)
+        return _cotangent_reference(x, norm, ct, coefficient=coefficient, groups=groups, **masks)
+    first, second = _slope(norm, coefficient)
     # Rows of one element: a value whose dimensions are all batch dimensions would be gathered.
     (dx,) = row_call(
         "syntonic_sum_of_squares_cotangent",
-        [Value("row", x[..., None]), Value("scalar", ct)],
+        [Value("row", x[..., None]), Value("scalar", first), Value("scalar", second * ct)],
         [Value("row", dtype=x.dtype)],
         groups=groups,
         devices=devices,
@@ -117,14 +219,18 @@ def _cotangent_kernel(x, ct, *, groups, devices, **masks):
 
 
 # Over all but the first `groups` axes, which vmap adds.
-sum_of_squares_p = define(
-    "sum_of_squares", _reference, operation="residual_component_norm", kernel=_kernel
+residual_component_norm_p = define(
+    "residual_component_norm",
+    _reference,
+    operation="residual_component_norm",
+    kernel=_kernel,
+    on_cpu=_on_cpu,
 )
-sum_of_squares_tangent_p = define(
-    "sum_of_squares_tangent", _tangent_reference, operation="residual_component_norm"
+residual_component_norm_tangent_p = define(
+    "residual_component_norm_tangent", _tangent_reference, operation="residual_component_norm"
 )
-sum_of_squares_cotangent_p = define(
-    "sum_of_squares_cotangent",
+residual_component_norm_cotangent_p = define(
+    "residual_component_norm_cotangent",
     _cotangent_reference,
     operation="residual_component_norm",
     kernel=_cotangent_kernel,
@@ -135,18 +241,22 @@ sum_of_squares_cotangent_p = define(
 
 def _jvp(primals, tangents, **params):
     (x,), (dx,) = primals, tangents
-    total = bind(sum_of_squares_p, x, **params)
+    (norm,) = bind(residual_component_norm_p, x, **params)
     masks = {"inputs": (True,), "outputs": (True,)}
-    return total, bind(sum_of_squares_tangent_p, x, dx, **masks, **params)
+    return [norm], bind(residual_component_norm_tangent_p, x, norm, dx, **masks, **params)
 
 
-forward_mode(sum_of_squares_p, _jvp)
+forward_mode(residual_component_norm_p, _jvp)
 transposes(
-    sum_of_squares_tangent_p,
-    sum_of_squares_cotangent_p,
+    residual_component_norm_tangent_p,
+    residual_component_norm_cotangent_p,
     _tangent_reference,
     _cotangent_reference,
     reach=((True,),),
 )
-for _primitive in (sum_of_squares_p, sum_of_squares_tangent_p, sum_of_squares_cotangent_p):
+for _primitive in (
+    residual_component_norm_p,
+    residual_component_norm_tangent_p,
+    residual_component_norm_cotangent_p,
+):
     batch_groups(_primitive)

@@ -91,6 +91,14 @@ inline double stored(DType dtype, double value) {
   return load(item, dtype, 0);
 }
 
+// sum_scale * (identity + residual_scale * residual), also where the sum overflows and z does not.
+template <typename T>
+T golden_sum(T identity, T residual, T sum_scale, T residual_scale) {
+  const T z = sum_scale * (identity + residual_scale * residual);
+  if (!std::isinf(z)) return z;
+  return sum_scale * identity + sum_scale * residual_scale * residual;
+}
+
 // Calls `body` with a zero of the accumulation type of `dtype`.
 template <typename Body>
 void in_accumulation(DType dtype, const Body& body) {

@@ -13,7 +13,7 @@ Status phi_residual(Stream, const PhiResidual& call) {
     for (int64_t i = 0; i < call.count; ++i) {
       const T identity = static_cast<T>(load(call.identity, call.dtype, i));
       const T residual = static_cast<T>(load(call.residual, call.dtype, i));
-      const T z = sum_scale * (identity + residual_scale * residual);
+      const T z = golden_sum(identity, residual, sum_scale, residual_scale);
       store(call.z, call.dtype, i, z);
       store(call.y, call.y_dtype, i, activate(call.activation, z));
     }

@@ -33,8 +33,8 @@ Status phi_residual_layernorm(Stream, const PhiResidualLayernorm& call) {
         const T identity = static_cast<T>(load(call.identity, call.dtype, first + j));
         const T residual =
             static_cast<T>(call.residual ? load(call.residual, call.dtype, first + j) : 0);
-        const T exact = static_cast<T>(call.sum_scale) *
-                        (identity + static_cast<T>(call.residual_scale) * residual);
+        const T exact = golden_sum(identity, residual, static_cast<T>(call.sum_scale),
+                                   static_cast<T>(call.residual_scale));
         z[j] = static_cast<T>(stored(call.dtype, exact));
         store(call.z, call.dtype, first + j, z[j]);
         sum += z[j];

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from elementwise_range_check import ACTIVATIONS as FORMULAS
+from elementwise_range_check import check_activation, check_stores, check_sums
+from norm_range_check import CASES, check_norm
 
 from syntonic_jax import golden_gelu, phi_residual, residual_component_norm
 
@@ -177,6 +180,23 @@ def test_residual_component_norm(dtype, rng, x64):
             oracles.assert_close(norm, oracles.residual_component_norm(row, acc=acc))
             exact = oracles.residual_component_norm_vjp(row, 1, acc=acc)
             oracles.assert_close(dx, exact, flush=True)
+
+
+@pytest.mark.parametrize("implementation", ["cuda", "xla"])
+@pytest.mark.parametrize(("dtype", "values", "count"), CASES)
+def test_residual_component_norm_of_any_size(dtype, values, count, implementation, x64):
+    check_norm(dtype, values, count, "phi", implementation)
+
+
+@pytest.mark.parametrize("implementation", ["cuda", "xla"])
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_ends_of_the_range(dtype, implementation, x64):
+    for mode in oracles.MODES:
+        check_sums(dtype, mode, implementation)
+    for name in FORMULAS:
+        for order in range(3):
+            check_activation(name, dtype, order, implementation)
+    check_stores(implementation)
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)

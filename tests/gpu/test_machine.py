@@ -292,16 +292,18 @@ def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     oracles.assert_close(y, oracles.golden_gelu(x, acc=acc), "golden_gelu")
     (dx,) = shifted("syntonic_golden_gelu_cotangent", (x, r), (like,))
     oracles.assert_close(dx, oracles.golden_gelu_vjp(x, r, acc=acc), "gradient of golden_gelu")
-    (total, _) = shifted("syntonic_sum_of_squares", (x,), (((1,), acc), ((64,), acc)))
+    (sums, _) = shifted("syntonic_sum_of_squares", (x,), (((1, 3), acc), ((192,), acc)))
     norm = oracles.residual_component_norm(x, "standard", acc=acc)
     squared = oracles.Estimate(norm.value**2, 3 * norm.value * norm.slack)
-    oracles.assert_close(total[0], squared, "sum of squares")
+    oracles.assert_close(sums[0, 1], squared, "sum of squares")
+    np.testing.assert_array_equal(sums[0, ::2], 0)  # of what is too small or too large for it
     for parts in (1, 3):
-        ct = jnp.asarray(rng.normal(size=parts), acc)
-        (dx,) = shifted("syntonic_sum_of_squares_cotangent", (x, ct), (like,))
-        slope = 2 * oracles.real(x).reshape(parts, -1) * oracles.real(ct)[:, None]
-        estimate = oracles.Estimate(slope, oracles.unit(acc) * np.abs(slope))  # one product
-        oracles.assert_close(dx.reshape(slope.shape), estimate, "gradient of the sum of squares")
+        first, second = (jnp.asarray(rng.normal(size=parts), acc) for _ in range(2))
+        (dx,) = shifted("syntonic_sum_of_squares_cotangent", (x, first, second), (like,))
+        factors = oracles.real(first) * oracles.real(second)
+        slope = oracles.real(x).reshape(parts, -1) * factors[:, None]
+        estimate = oracles.Estimate(slope, 2 * oracles.unit(acc) * np.abs(slope))  # two products
+        oracles.assert_close(dx.reshape(slope.shape), estimate, "gradient of the norm")
 
 
 GRAPHS = {  # an operation eight times, and the calls that the gradient of its sum makes
