@@ -199,7 +199,12 @@ class SyntonicAttention(hk.Module):
     - ``'none'``: in identity mode it is not.
     - ``'bias'``: as a bias of one number a key, which XLA broadcasts inside its fusion.
     - ``'folded'``: as three to ten more features of queries, keys and values, up to a multiple of
-      eight. cuDNN would want a bias for every query: batch · queries · keys numbers.
+      eight. cuDNN would want a bias for every query. In float16 logarithms of weights that differ
+      by more than 2³¹/√features are taken for that.
+
+    With cuDNN keys are folded where its largest head, of 256 features (128 before Hopper), leaves
+    room. Where it does not, the path is ``'bias'``: a number for every query and key, in the type
+    of the queries, so that in float16 weights below e^(−16384) of the largest are taken for that.
 
     A row of the mask without any key attends to all of them alike, as in jax.
 
@@ -217,7 +222,7 @@ class SyntonicAttention(hk.Module):
       model_size: the size of the last axis of the result (default: that of all heads together).
       mode_norms_init: see :class:`SyntonicSoftmax`.
       implementation: that of `jax.nn.dot_product_attention`: ``None``, ``'xla'`` or ``'cudnn'``.
-      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone.
+      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone, where there is room.
 
     Raises:
       ValueError: unknown mode or weighting (when built); unknown initialiser, more keys than mode
@@ -252,7 +257,7 @@ class SyntonicAttention(hk.Module):
         super().__init__(name=name)
         layer = type(self).__name__
         self.mode = check_softmax_mode(layer, mode)
-        self.path = attention_path(layer, mode, weighting, implementation)
+        self.path = attention_path(layer, mode, weighting, implementation, key_size)
         self.num_heads = num_heads
         self.key_size = key_size
         self.num_positions = num_positions
@@ -274,11 +279,14 @@ class SyntonicAttention(hk.Module):
         is_causal: bool = False,
         syntony: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention of queries ``[batch, queries, features]``, or without a batch.
+        """Attention of queries ``[batch, queries, features]``.
 
-        Keys are by default the queries, values by default the keys. ``mask`` is boolean and
-        broadcastable to ``[batch, heads, queries, keys]``; ``syntony``, in provided mode, has the
-        shape ``[keys]`` or ``[batch, keys]``.
+        There may be any number of leading axes in place of the batch.
+
+        Keys are by default the queries, values by default the keys. ``mask`` broadcasts to
+        ``[batch, heads, queries, keys]``; its entries are booleans or numbers, of which 0 masks, as
+        the masks of the frameworks are. ``syntony``, in provided mode, has the shape ``[keys]`` or
+        ``[batch, keys]``.
         """
         layer = type(self).__name__
         key = query if key is None else key
