@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._haiku_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
@@ -39,7 +40,7 @@ class PhiResidual(hk.Module):
       implementation: see :func:`syntonic_jax.phi_residual`.
 
     Raises:
-      ValueError: unknown mode (when built); unknown activation or implementation, or a block
+      ValueError: unknown mode or activation (when built); unknown implementation, or a block
         that changes the shape (when called).
       TypeError: data that are not real floating point.
 
@@ -65,7 +66,7 @@ class PhiResidual(hk.Module):
         super().__init__(name=name)
         self.module = module
         self.mode = check_mode("PhiResidual", mode)
-        self.activation = activation
+        self.activation = _arguments.activation("PhiResidual", activation)
         self.dtype = dtype
         self.implementation = implementation
 
@@ -109,7 +110,8 @@ class PhiResidualLayerNorm(hk.Module):
       ValueError: unknown mode, another axis, ``use_fast_variance``, a negative eps, an
         initialiser for a parameter that is not created (when built); unequal shapes, a wrong
         parameter shape, a bad target variance, a parameter both created and passed (when called).
-      TypeError: data that are not real floating point.
+      TypeError: a flag that is neither true nor false (when built); data that are not real
+        floating point (when called).
 
     >>> import haiku as hk
     >>> import jax, jax.numpy as jnp
@@ -140,6 +142,8 @@ class PhiResidualLayerNorm(hk.Module):
         implementation: str | None = None,
     ):
         super().__init__(name=name)
+        flags = {"create_scale": create_scale, "create_offset": create_offset}
+        _arguments.flags("PhiResidualLayerNorm", **flags, return_sum=return_sum)
         if axis not in (-1, (-1,), [-1]):
             raise ValueError(f"PhiResidualLayerNorm: axis must be -1, got {axis!r}")
         if param_axis not in (None, -1, (-1,), [-1]):
@@ -160,7 +164,7 @@ class PhiResidualLayerNorm(hk.Module):
         self.offset_init = offset_init or jnp.zeros
         self.mode = check_mode("PhiResidualLayerNorm", mode)
         self.target_variance = target_variance
-        self.return_sum = return_sum
+        self.return_sum = bool(return_sum)
         self.implementation = implementation
 
     def __call__(
