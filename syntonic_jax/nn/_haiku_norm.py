@@ -64,8 +64,8 @@ class _MovingAverage(hk.ExponentialMovingAverage):
     def __call__(self, value: jax.Array, update_stats: bool = True) -> jax.Array:
         """The average of the values until now, `value` among them."""
         dtype = jnp.promote_types(value.dtype, jnp.float32)
-        counter = 1 + hk.get_state("counter", (), jnp.int32, init=jnp.zeros)
-        hidden = self._wide("hidden", hk.get_state("hidden", value.shape, dtype, init=jnp.zeros))
+        counter = 1 + self._kept("counter", (), jnp.int32)
+        hidden = self._kept("hidden", value.shape, dtype)
         # A checkpoint may hold 16 bits.
         dtype = jnp.promote_types(hidden.dtype, dtype)
         decay = jnp.asarray(self.decay, dtype)
@@ -80,11 +80,13 @@ class _MovingAverage(hk.ExponentialMovingAverage):
 
     def current(self) -> jax.Array:
         """The average as it is kept."""
-        return self._wide("average", self.average)
+        return self._kept("average")
 
-    def _wide(self, name: str, value: jax.Array) -> jax.Array:
-        """`value`, or the state itself where a getter, of mixed precision say, has narrowed it."""
-        if jnp.finfo(value.dtype).bits < 32:
+    def _kept(self, name: str, shape: Any = None, dtype: Any = None) -> jax.Array:
+        """A state, 0 to begin with, also where a getter, of mixed precision say, narrows it."""
+        init = None if shape is None else jnp.zeros
+        value = hk.get_state(name, shape, dtype, init=init)
+        if value.dtype.itemsize < 4:
             return hk.get_current_state()[self.module_name][name]
         return value
 
@@ -95,8 +97,8 @@ class GoldenBatchNorm(_Norm):
     Arguments up to ``name``, parameters (``scale`` and ``offset``, of the rank of the inputs and
     in their dtype), state (the moving averages ``mean_ema`` and ``var_ema``, in float32 or
     float64), initialisers and result dtype are those of ``hk.BatchNorm``, so parameters and state
-    of one load into the other. Automatic names are made of the class: for those of a network with a ``batch_norm``,
-    say ``name='batch_norm'``. What differs:
+    of one load into the other. Automatic names are made of the class: for those of a network with
+    a ``batch_norm``, say ``name='batch_norm'``. What differs:
 
     - The result has the variance ``target_variance`` before ``scale`` and ``offset``. The moving
       averages are those of the inputs.
