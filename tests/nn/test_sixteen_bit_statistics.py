@@ -3,6 +3,8 @@
 In bfloat16 a decay of 0.999 is 1, and in float16 a variance above 65504 infinite.
 """
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,14 @@ SPREADS = (300.0, 1.0, 1e-2, 1e-4)
 EPSILON = 1e-12
 
 
-@pytest.fixture(params=BATCH_NORMS)
+UNFORCED = {"force_float32_reductions": False, "param_dtype": "float16"}
+LAYERS = {
+    **BATCH_NORMS,
+    "linen, unforced": functools.partial(BATCH_NORMS["linen"], **UNFORCED),
+}
+
+
+@pytest.fixture(params=LAYERS)
 def framework(request):
     return request.param
 
@@ -47,7 +56,7 @@ def averages(framework, x, decay, steps):
 @pytest.mark.parametrize("spread", SPREADS)
 def test_statistics_are_those_of_float64(rng, framework, dtype, decay, spread):
     x = data(rng, dtype, spread)
-    norm = BATCH_NORMS[framework](False, x, momentum=decay, epsilon=EPSILON)
+    norm = LAYERS[framework](False, x, momentum=decay, epsilon=EPSILON)
     variables = norm.init()
     parameters, statistics = variables
     steps = 1 if framework == "haiku" else 0  # Haiku's init has made one
@@ -83,7 +92,7 @@ def test_statistics_are_those_of_float64(rng, framework, dtype, decay, spread):
 def test_checkpoints_of_sixteen_bits_load(rng, framework, dtype):
     """Evaluated as they are; the first update makes them float32 and loses nothing of them."""
     x = data(rng, dtype, 1.0)
-    norm = BATCH_NORMS[framework](False, x, momentum=0.999)
+    norm = LAYERS[framework](False, x, momentum=0.999)
     parameters, statistics = norm.init()
     if framework == "haiku":  # after ten updates of which the average is left
         statistics = hk.data_structures.map(
@@ -111,17 +120,18 @@ def test_checkpoints_of_sixteen_bits_load(rng, framework, dtype):
 def test_ours_load_into_the_frameworks(rng, framework, dtype):
     x = data(rng, dtype, 1.0)
     options = {"momentum": 0.9}
-    ours = BATCH_NORMS[framework](False, x, target_variance="standard", **options)
+    ours = LAYERS[framework](False, x, target_variance="standard", **options)
     parameters, statistics = ours.init()
     for _ in range(2):
         _, statistics = ours.apply(parameters, statistics, x)
     want, _ = ours.apply(parameters, statistics, x, train=False)
-    got, _ = BATCH_NORMS[framework](True, x, **options).apply(
+    got, _ = LAYERS[framework](True, x, **options).apply(
         parameters, statistics, x, train=False
     )
     assert got.dtype == want.dtype
-    # Haiku rounds the statistics and every step to the type of x.
-    unit = 8 * oracles.unit(dtype if framework == "haiku" else "float32")
+    # Haiku rounds the statistics and every step to the type of x, Linen to that of parameters.
+    narrow = {"haiku": dtype, "linen, unforced": "float16"}
+    unit = 8 * oracles.unit(narrow.get(framework, "float32"))
     np.testing.assert_allclose(oracles.real(got), oracles.real(want), rtol=unit, atol=4 * unit)
 
 
