@@ -38,10 +38,6 @@ MASKS = {
 POISONS = {"finite": 1.0, "nan": np.nan, "inf": np.inf}
 
 
-def _rolled(names, by):
-    return [*names][by:] + [*names][:by]
-
-
 def _firsts():
     """Two rows of every channel but the empty one."""
     return (np.arange(8)[:, None, None] < 2) & (np.arange(4) != EMPTY) & np.ones(SHAPE, bool)
@@ -95,7 +91,8 @@ def assert_nothing(gradients):
     for gradient in gradients:
         gradient = oracles.real(gradient)
         np.testing.assert_array_equal(gradient[..., EMPTY], 0)
-        assert np.isfinite(gradient).all() and others(gradient).any()
+        assert np.isfinite(gradient).all()
+        assert others(gradient).any()
 
 
 def assert_values(results, bias, expected=None):
@@ -111,11 +108,10 @@ def assert_values(results, bias, expected=None):
         battery.assert_same([others(r) for r in results], list(expected))
 
 
-# Each of all three once; the other ways to combine them are slow tests.
-CASES = [c for i in range(3) for c in zip(MASKS, _rolled(LAYOUTS, i), _rolled(POISONS, 2 * i % 3))]
+CASES = [("full", "last", "nan"), ("examples", "apart", "inf"), ("features", "first", "finite")]
 
 
-@pytest.mark.parametrize(("mask", "layout", "poison"), battery.thinned(CASES, 3))
+@pytest.mark.parametrize(("mask", "layout", "poison"), CASES)
 def test_values_and_gradients(mask, layout, poison, implementation, rng):
     """Both modes, first and second order, beside those of the other channels alone."""
     where = MASKS[mask](rng)
@@ -180,7 +176,8 @@ def test_nothing_at_all(implementation, rng):
     f = functools.partial(golden_batch_norm, where=np.zeros((8, 1, 1), bool))
     y, mean, var = f(x, scale, bias, implementation=implementation)
     np.testing.assert_array_equal(y, np.broadcast_to(bias, SHAPE))
-    assert np.isnan(mean).all() and np.isnan(var).all()
+    assert np.isnan(mean).all()
+    assert np.isnan(var).all()
     slopes = jax.grad(lambda *v: f(*v, implementation=implementation)[0].sum(), (0, 1, 2))
     for gradient in slopes(x, scale, bias):
         np.testing.assert_array_equal(gradient, 0)
