@@ -104,13 +104,18 @@ def broadcasts(function: str, shape: Sequence[Any], of: str, **arrays: Any) -> N
             )
 
 
-def mask(function: str, where: Any, shape: Sequence[Any], of: str = "x") -> jax.Array:
-    """`where` as a boolean array of `shape`; TypeError or ValueError if it does not fit."""
+def mask(
+    function: str, where: Any, shape: Sequence[Any], of: str = "x", broadcast: bool = True
+) -> jax.Array:
+    """`where` as a boolean array of `shape`; TypeError or ValueError if it does not fit.
+
+    Without `broadcast` it keeps the shape that it has.
+    """
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_:
         raise TypeError(f"{function}: where must be boolean, got {where.dtype}")
     broadcasts(function, shape, of, where=where)
-    return jnp.broadcast_to(where, shape)
+    return jnp.broadcast_to(where, shape) if broadcast else where
 
 
 def labels(function: str, value: Any, shape: Sequence[Any], classes: Any) -> jax.Array:
