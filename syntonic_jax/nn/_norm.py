@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -110,13 +111,15 @@ def affine(
     bias: Any,
     axes: tuple[int, ...],
     dtype: Any,
-    anything: Any = None,
+    where: Any = None,
+    mapping: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[jax.Array, ...]:
     """`norm(scale, bias, dtype)`, for parameters of any shape that broadcasts to that of x.
 
     They have as many axes as x. `norm` takes parameters of the shape of `axes`; where one of them
     varies along another axis, both are applied to its result, which is rounded only after them.
-    Where there is not `anything` under a mask, y is the bias and has no derivative.
+    As in `golden_batch_norm`, what `where` leaves nothing of is the bias, without a derivative, and
+    what is not finite under the mask has no derivative either.
     """
     rest = others(x, axes)
     if all(p is None or all(p.shape[a] == 1 for a in rest) for p in (scale, bias)):
@@ -128,13 +131,17 @@ def affine(
 
     accumulation = jnp.promote_types(jnp.result_type(x, jnp.dtype(dtype)), jnp.float32)
     y, *statistics = norm(None, None, accumulation)
-    if scale is not None:
-        y = y * scale.astype(accumulation)
-    if bias is not None:
-        bias = bias.astype(accumulation)
-        if anything is not None:
-            bias = jnp.where(anything, bias, jax.lax.stop_gradient(bias))
-        y = y + bias
+
+    def line(y):
+        y = y if scale is None else y * scale.astype(accumulation)
+        return y if bias is None else y + bias.astype(accumulation)
+
+    if where is None:
+        return (line(y).astype(dtype), *statistics)
+    anything = remains(where, jnp.shape(x), axes, mapping)
+    constant = ~(anything & (where | jnp.isfinite(y)))
+    moving = line(jnp.where(constant, 0, y))
+    y = jnp.where(constant, jax.lax.stop_gradient(line(y)), moving)
     return (y.astype(dtype), *statistics)
 
 
@@ -165,5 +172,4 @@ def layer_norm(
             x, scale, bias, axis=features, where=where, dtype=dtype, **mapping, **settings
         )
 
-    anything = None if where is None else remains(where, jnp.shape(x), features, mapping)
-    return affine(batch_norm, x, scale, bias, features, dtype, anything)[0]
+    return affine(batch_norm, x, scale, bias, features, dtype, where, mapping)[0]

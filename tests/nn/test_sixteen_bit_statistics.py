@@ -30,7 +30,7 @@ EPSILON = 1e-12
 UNFORCED = {"force_float32_reductions": False, "param_dtype": "float16"}
 LAYERS = {
     **BATCH_NORMS,
-    "linen, unforced": functools.partial(BATCH_NORMS["linen"], **UNFORCED),
+    "linen-unforced": functools.partial(BATCH_NORMS["linen"], **UNFORCED),
 }
 
 
@@ -125,12 +125,10 @@ def test_ours_load_into_the_frameworks(rng, framework, dtype):
     for _ in range(2):
         _, statistics = ours.apply(parameters, statistics, x)
     want, _ = ours.apply(parameters, statistics, x, train=False)
-    got, _ = LAYERS[framework](True, x, **options).apply(
-        parameters, statistics, x, train=False
-    )
+    got, _ = LAYERS[framework](True, x, **options).apply(parameters, statistics, x, train=False)
     assert got.dtype == want.dtype
     # Haiku rounds the statistics and every step to the type of x, Linen to that of parameters.
-    narrow = {"haiku": dtype, "linen, unforced": "float16"}
+    narrow = {"haiku": dtype, "linen-unforced": "float16"}
     unit = 8 * oracles.unit(narrow.get(framework, "float32"))
     np.testing.assert_allclose(oracles.real(got), oracles.real(want), rtol=unit, atol=4 * unit)
 
