@@ -86,6 +86,25 @@ def haiku_attention(x, call=None, heads=HEADS, **options) -> Layer:
     return haiku_layer(lambda: haiku.SyntonicAttention(heads, size, **options), x, call)
 
 
+def nnx_path(size, **options) -> str:
+    return ours_nnx.SyntonicAttention(
+        *(HEADS, HEADS * size, POSITIONS), rngs=nnx.Rngs(0), **options
+    ).path
+
+
+def linen_path(size, **options) -> str:
+    return linen.SyntonicAttention(HEADS, POSITIONS, qkv_features=HEADS * size, **options).path
+
+
+def haiku_path(size, **options) -> str:
+    def layer():
+        return haiku.SyntonicAttention(HEADS, size, POSITIONS, **options).path
+
+    return hk.testing.transform_and_run(layer)()
+
+
 SOFTMAXES = {"nnx": nnx_softmax, "linen": linen_softmax, "haiku": haiku_softmax}
 CLASSIFIERS = {"nnx": nnx_classifier, "linen": linen_classifier, "haiku": haiku_classifier}
 ATTENTIONS = {"nnx": nnx_attention, "linen": linen_attention, "haiku": haiku_attention}
+# (size of a head, **options) -> what the layer says of how it adds the weights
+PATHS = {"nnx": nnx_path, "linen": linen_path, "haiku": haiku_path}

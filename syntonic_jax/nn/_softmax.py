@@ -77,8 +77,8 @@ def softmax_or_loss(x: Any, labels: Any, dtype: Any, **options: Any) -> jax.Arra
 _FEATURES = 8
 # So many numbers of the type of the keys hold one of float32: 3 · 8 bits of bfloat16.
 _PARTS = 3
-# What queries hold against the parts. Those of float16 would end at 65504 and have few digits for
-# small numbers: with factors they reach ±2**31 in steps of 2**-24.
+# What queries hold against the parts. Those of float16 would end at 65504: with factors they reach
+# ±65504 · 2**15. What lies below 2**-6 has the 11 bits of one part.
 _FACTORS = {"float16": (2.0**15, 2.0**8, 1.0)}
 
 
@@ -188,7 +188,7 @@ def _added(
     """What the logits of every key are to have added, [positions] or [*batch, positions].
 
     A softmax does not see what all its logits share. Without it the weightiest key has 0, and the
-    digits of the others are those of their difference from it.
+    digits of the others are those of their difference from it: it goes before it costs any.
     """
     if mode_norms is not None:
         if mode_norms.shape[0] < positions:
@@ -196,7 +196,8 @@ def _added(
                 f"{layer}: there must be a mode norm for each key position, got "
                 f"{mode_norms.shape[0]} for {positions}"
             )
-        mode_norms = mode_norms[:positions]
+        mode_norms = mode_norms[:positions].astype(dtype)
+        mode_norms = mode_norms + _largest(-mode_norms)
     if syntony is not None:
         _check.floating(layer, syntony=syntony)
         allowed = [(positions,)] + [(*batch, positions)] * bool(batch)
@@ -205,10 +206,17 @@ def _added(
                 f"{layer}: syntony must have one of the shapes {allowed}, got {jnp.shape(syntony)}"
             )
     added = log_weights(mode_norms, syntony, _check.scalar(layer, "scale", scale), dtype)
-    # A mask may hide what is not finite.
-    finite = jnp.where(jnp.isfinite(added), added, -jnp.inf)
-    largest = finite.max(-1, keepdims=True, initial=-jnp.inf)
-    return added - jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
+    return added - _largest(added)
+
+
+def _largest(x: Any) -> Any:
+    """The largest finite number along the last axis, or 0, as a constant.
+
+    What is not finite may be hidden by a mask.
+    """
+    x = jax.lax.stop_gradient(x)
+    largest = jnp.where(jnp.isfinite(x), x, -jnp.inf).max(-1, keepdims=True, initial=-jnp.inf)
+    return jnp.where(jnp.isfinite(largest), largest, 0)
 
 
 def _merged(x: Any, batch: Any, trailing: int) -> Any:

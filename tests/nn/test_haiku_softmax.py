@@ -15,8 +15,6 @@ from softmax_layer_contract import (
     SoftmaxContract,
 )
 
-from syntonic_jax.nn.haiku import SyntonicAttention
-
 
 class TestSyntonicSoftmax(SoftmaxContract):
     keyed = False
@@ -54,10 +52,7 @@ class TestSyntonicAttention(AttentionContract):
         )
 
     def path(self, **options):
-        def layer():
-            return SyntonicAttention(HEADS, FEATURES // HEADS, POSITIONS, **options).path
-
-        return hk.testing.transform_and_run(layer)()
+        return softmax_layers.haiku_path(FEATURES // HEADS, **options)
 
     def project(self, parameters, x):
         def dense(name, x):

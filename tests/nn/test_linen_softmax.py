@@ -9,6 +9,7 @@ from flax import linen as nn
 from layer_contract import Layer, normal
 from softmax_layer_contract import (
     CLASSES,
+    FEATURES,
     HEADS,
     POSITIONS,
     AttentionContract,
@@ -54,7 +55,7 @@ class TestSyntonicAttention(AttentionContract):
         return Layer(layer.init, lambda variables, x, mask: layer.apply(variables, x, mask=mask))
 
     def path(self, **options):
-        return SyntonicAttention(HEADS, POSITIONS, **options).path
+        return softmax_layers.linen_path(FEATURES // HEADS, **options)
 
     def project(self, parameters, x):
         tree = parameters["params"]

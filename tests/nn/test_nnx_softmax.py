@@ -75,7 +75,7 @@ class TestSyntonicAttention(AttentionContract):
         return Layer(layer.init, lambda state, x, mask: layer.apply(state, x, mask=mask))
 
     def path(self, **options):
-        return SyntonicAttention(HEADS, FEATURES, POSITIONS, rngs=nnx.Rngs(0), **options).path
+        return softmax_layers.nnx_path(FEATURES // HEADS, **options)
 
     def project(self, parameters, x):
         layer = SyntonicAttention(HEADS, FEATURES, mode="identity", rngs=nnx.Rngs(0))
