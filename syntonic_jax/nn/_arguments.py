@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from syntonic_jax import _check
-from syntonic_jax.ops import _activation
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 _MASKS = (np.bool_, np.integer, np.floating)
@@ -47,12 +46,15 @@ def truth(layer: str, mask: Any, shape: tuple[Any, ...], of: str) -> Any:
     return jnp.asarray(mask, bool)
 
 
-def activation(layer: str, name: Any) -> str | None:
-    """`name`, or a ValueError that names the activations there are."""
-    if name is not None and not (isinstance(name, str) and name in _activation.NAMES):
-        names = ", ".join(map(repr, _activation.NAMES))
-        raise ValueError(f"{layer}: activation must be None or one of {names}, got {name!r}")
-    return name
+def size(layer: str, least: int = 1, **values: Any) -> None:
+    """Raises TypeError or ValueError for what is neither None nor an integer, `least` or more."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{layer}: {name} must be an integer, got {value!r}")
+        if value < least:
+            raise ValueError(f"{layer}: {name} must be at least {least}, got {value}")
 
 
 def momentum(layer: str, value: Any, name: str = "momentum") -> Any:

@@ -1,6 +1,6 @@
 """Normalisation layers for Haiku: what `syntonic_jax.nn.haiku` has of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -174,6 +174,7 @@ class GoldenBatchNorm(_Norm):
         self.cross_replica_axis = cross_replica_axis
         self.cross_replica_axis_index_groups = cross_replica_axis_index_groups
         self.channel_index = hk.get_channel_index(data_format)
+        decay_rate = _arguments.momentum("GoldenBatchNorm", decay_rate, "decay_rate")
         self.mean_ema = _MovingAverage(decay_rate, name="mean_ema")
         self.var_ema = _MovingAverage(decay_rate, name="var_ema")
         self.target_variance = target_variance
@@ -194,11 +195,14 @@ class GoldenBatchNorm(_Norm):
         and ``offset``, of any shape that broadcasts to that of the inputs, may be passed where
         they are not created.
         """
-        name, shape = "GoldenBatchNorm", jnp.shape(inputs)
+        name = "GoldenBatchNorm"
+        _check.floating(name, inputs=inputs)
+        shape = jnp.shape(inputs)
         _arguments.flags(name, is_training=is_training, test_local_stats=test_local_stats)
         channels = self.channel_index % max(len(shape), 1)
         axis = [a for a in range(len(shape)) if a != channels] if self.axis is None else self.axis
         reduced = sorted_axes(name, "axis", axis, len(shape))
+        axis = axis if isinstance(axis, Iterable) else (axis,)
         # hk.BatchNorm does not count negative axes here: parameters vary along these.
         held = [1 if a in axis else n for a, n in enumerate(shape)]
         scale, offset, dtype = self._parameters(inputs, held, scale, offset)
@@ -314,7 +318,9 @@ class GoldenLayerNorm(_Norm):
         ``scale`` and ``offset``, of any shape that broadcasts to that of the inputs, may be
         passed where they are not created.
         """
-        name, shape = "GoldenLayerNorm", jnp.shape(inputs)
+        name = "GoldenLayerNorm"
+        _check.floating(name, inputs=inputs)
+        shape = jnp.shape(inputs)
 
         def axes(argument: str, given: Any) -> tuple[int, ...]:
             if isinstance(given, slice):

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from syntonic_jax import _check
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._softmax import (
     attention,
@@ -92,9 +94,11 @@ class SyntonicSoftmax(hk.Module):
         With integer ``labels``, of the shape of x without the axis, the cross entropy in their
         place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
         """
-        layer, size, dtype = type(self).__name__, self.num_features, jnp.result_type(x)
-        if size is None and -jnp.ndim(x) <= self.axis < jnp.ndim(x):
-            size = jnp.shape(x)[self.axis]
+        layer, size = type(self).__name__, self.num_features
+        _check.floating(layer, x=x)
+        axis, dtype = _check.integer_axis(layer, self.axis), jnp.result_type(x)
+        if size is None and -jnp.ndim(x) <= axis < jnp.ndim(x):
+            size = jnp.shape(x)[axis]
         norms = _mode_norms(layer, "num_features", self.mode, size, dtype, self.mode_norms_init)
         return softmax_or_loss(
             x,
@@ -103,7 +107,7 @@ class SyntonicSoftmax(hk.Module):
             dtype if norms is None else jnp.result_type(x, norms),
             **weights_of(layer, self.mode, norms, syntony),
             scale=self.scale,
-            axis=self.axis,
+            axis=axis,
             where=where,
             implementation=self.implementation,
         )
@@ -151,7 +155,10 @@ class SyntonicClassifier(hk.Module):
         implementation: str | None = None,
     ):
         super().__init__(name=name)
-        check_softmax_mode(type(self).__name__, mode)
+        layer = type(self).__name__
+        check_softmax_mode(layer, mode)
+        _arguments.flags(layer, with_bias=with_bias)
+        _arguments.size(layer, num_classes=num_classes)
         self.dense = hk.Linear(num_classes, with_bias, w_init, b_init, name="dense")
         self.softmax = SyntonicSoftmax(
             mode,
@@ -257,6 +264,9 @@ class SyntonicAttention(hk.Module):
         super().__init__(name=name)
         layer = type(self).__name__
         self.mode = check_softmax_mode(layer, mode)
+        _arguments.flags(layer, with_bias=with_bias)
+        _arguments.size(layer, num_heads=num_heads, key_size=key_size, model_size=model_size)
+        _arguments.size(layer, num_positions=num_positions)
         self.path = attention_path(layer, mode, weighting, implementation, key_size)
         self.num_heads = num_heads
         self.key_size = key_size

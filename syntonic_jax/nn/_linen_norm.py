@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import (
@@ -140,6 +140,7 @@ class GoldenBatchNorm(nn.Module):
             "use_running_average", self.use_running_average, use_running_average
         )
         name = "GoldenBatchNorm"
+        _check.floating(name, x=x)
         _arguments.flags(name, use_running_average=use_running_average)
         where = _arguments.truth(name, mask, jnp.shape(x), "x")
         axes = sorted_axes(name, "axis", self.axis, jnp.ndim(x))
@@ -254,7 +255,9 @@ class GoldenLayerNorm(nn.Module):
         shape that broadcasts to that of x, is false or 0. A row of which it leaves nothing is the
         bias, without a derivative.
         """
-        name, ndim = "GoldenLayerNorm", jnp.ndim(x)
+        name = "GoldenLayerNorm"
+        _check.floating(name, x=x)
+        ndim = jnp.ndim(x)
         reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
         features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
         scale, bias = _parameters(self, tuple(jnp.shape(x)[a] for a in features))

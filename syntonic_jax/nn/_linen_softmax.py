@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from syntonic_jax import _check
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._softmax import (
     attention,
@@ -91,8 +93,10 @@ class SyntonicSoftmax(nn.Module):
         place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
         """
         name, size = type(self).__name__, self.num_features
-        if size is None and -jnp.ndim(x) <= self.axis < jnp.ndim(x):
-            size = jnp.shape(x)[self.axis]
+        _check.floating(name, x=x)
+        axis = _check.integer_axis(name, self.axis)
+        if size is None and -jnp.ndim(x) <= axis < jnp.ndim(x):
+            size = jnp.shape(x)[axis]
         norms = _mode_norms(self, "num_features", size)
         return softmax_or_loss(
             x,
@@ -100,7 +104,7 @@ class SyntonicSoftmax(nn.Module):
             canonicalize_dtype(x, norms, dtype=self.dtype),
             **weights_of(name, self.mode, norms, syntony),
             scale=self.scale,
-            axis=self.axis,
+            axis=axis,
             where=where,
             implementation=self.implementation,
         )
@@ -147,6 +151,9 @@ class SyntonicClassifier(nn.Module):
 
     def setup(self):
         """Makes the two layers, which both methods use."""
+        name = type(self).__name__
+        _arguments.flags(name, use_bias=self.use_bias)
+        _arguments.size(name, num_classes=self.num_classes)
         self.dense = nn.Dense(
             self.num_classes,
             use_bias=self.use_bias,
@@ -289,6 +296,9 @@ class SyntonicAttention(nn.Module):
         ``[batch, keys]``.
         """
         name, width = type(self).__name__, jnp.shape(inputs_q)[-1]
+        _arguments.flags(name, use_bias=self.use_bias)
+        _arguments.size(name, num_heads=self.num_heads, num_positions=self.num_positions)
+        _arguments.size(name, qkv_features=self.qkv_features, out_features=self.out_features)
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
         features = self.qkv_features or width

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import (
@@ -150,6 +150,7 @@ class GoldenBatchNorm(_Norm):
         implementation: str | None = None,
     ):
         _arguments.flags("GoldenBatchNorm", use_bias=use_bias, use_scale=use_scale)
+        _arguments.size("GoldenBatchNorm", num_features=num_features)
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
@@ -191,6 +192,7 @@ class GoldenBatchNorm(_Norm):
         that of x, is false or 0.
         """
         name = "GoldenBatchNorm"
+        _check.floating(name, x=x)
         if use_running_average is None:
             use_running_average = self.use_running_average
         if use_running_average is None:
@@ -316,6 +318,7 @@ class GoldenLayerNorm(_Norm):
         implementation: str | None = None,
     ):
         _arguments.flags("GoldenLayerNorm", use_bias=use_bias, use_scale=use_scale)
+        _arguments.size("GoldenLayerNorm", num_features=num_features)
         # The order in which nnx.LayerNorm draws its keys.
         self._create(
             (num_features,),
@@ -346,7 +349,9 @@ class GoldenLayerNorm(_Norm):
         shape that broadcasts to that of x, is false or 0. A row of which it leaves nothing is the
         bias, without a derivative.
         """
-        name, ndim = "GoldenLayerNorm", jnp.ndim(x)
+        name = "GoldenLayerNorm"
+        _check.floating(name, x=x)
+        ndim = jnp.ndim(x)
         reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
         features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
         where = _arguments.truth(name, mask, jnp.shape(x), "x")

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from syntonic_jax import _check
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._softmax import (
     attention,
@@ -83,6 +85,7 @@ class SyntonicSoftmax(nnx.Module):
     ):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
+        _check.integer_axis(name, axis)
         self.mode_norms = _mode_norms(
             name, "num_features", mode, num_features, mode_norms_init, param_dtype, rngs
         )
@@ -106,6 +109,7 @@ class SyntonicSoftmax(nnx.Module):
         With integer ``labels``, of the shape of x without the axis, the cross entropy in their
         place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`).
         """
+        _check.floating(type(self).__name__, x=x)
         norms = None if self.mode_norms is None else self.mode_norms[...]
         return softmax_or_loss(
             x,
@@ -166,7 +170,10 @@ class SyntonicClassifier(nnx.Module):
         rngs: nnx.Rngs,
         implementation: str | None = None,
     ):
-        check_softmax_mode(type(self).__name__, mode)
+        name = type(self).__name__
+        check_softmax_mode(name, mode)
+        _arguments.flags(name, use_bias=use_bias)
+        _arguments.size(name, in_features=in_features, num_classes=num_classes)
         self.dense = nnx.Linear(
             in_features,
             num_classes,
@@ -287,6 +294,11 @@ class SyntonicAttention(nnx.Module):
     ):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
+        _arguments.flags(name, use_bias=use_bias)
+        _arguments.size(name, num_heads=num_heads, num_positions=num_positions)
+        _arguments.size(
+            name, in_features=in_features, qkv_features=qkv_features, out_features=out_features
+        )
         features = in_features if qkv_features is None else qkv_features
         if features % num_heads:
             raise ValueError(

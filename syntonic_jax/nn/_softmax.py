@@ -61,7 +61,8 @@ def required_size(layer: str, argument: str, mode: str, size: Any) -> tuple[int,
     """The shape of mode_norms, for which the layer must have been told their number."""
     if size is None:
         raise ValueError(f"{layer}: {argument} must be given in mode {mode!r}, got None")
-    return (size,)
+    _arguments.size(layer, 0, **{argument: size})
+    return (int(size),)
 
 
 def softmax_or_loss(x: Any, labels: Any, dtype: Any, **options: Any) -> jax.Array:

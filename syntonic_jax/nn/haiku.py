@@ -12,6 +12,7 @@ from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._haiku_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from syntonic_jax.ops import _activation
 
 with required("haiku", "haiku"):
     import haiku as hk
@@ -66,7 +67,8 @@ class PhiResidual(hk.Module):
         super().__init__(name=name)
         self.module = module
         self.mode = check_mode("PhiResidual", mode)
-        self.activation = _arguments.activation("PhiResidual", activation)
+        _activation.check("PhiResidual", activation)
+        self.activation = activation
         self.dtype = dtype
         self.implementation = implementation
 
@@ -179,6 +181,7 @@ class PhiResidualLayerNorm(hk.Module):
         ``scale`` and ``offset``, of shape ``(features,)``, may be passed where they are not
         created.
         """
+        _check.floating("PhiResidualLayerNorm", identity=identity, residual=residual)
         if self.create_scale and scale is not None:
             raise ValueError("PhiResidualLayerNorm: scale passed with create_scale=True")
         if self.create_offset and offset is not None:

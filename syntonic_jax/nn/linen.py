@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._linen_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._linen_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from syntonic_jax.ops import _activation
 
 with required("flax", "flax"):
     from flax import linen as nn
@@ -69,7 +70,7 @@ class PhiResidual(nn.Module):
     def __post_init__(self):
         """Checks what is given by name."""
         check_mode("PhiResidual", self.mode)
-        _arguments.activation("PhiResidual", self.activation)
+        _activation.check("PhiResidual", self.activation)
         super().__post_init__()
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
@@ -149,6 +150,7 @@ class PhiResidualLayerNorm(nn.Module):
     @nn.compact
     def __call__(self, identity: jax.Array, residual: jax.Array) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., features]``."""
+        _check.floating("PhiResidualLayerNorm", identity=identity, residual=residual)
         features = jnp.shape(identity)[-1:]
         scale = bias = None
         if self.use_scale:

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._nnx_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._nnx_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from syntonic_jax.ops import _activation
 
 with required("flax", "flax"):
     from flax import nnx
@@ -65,7 +66,8 @@ class PhiResidual(nnx.Module):
     ):
         self.module = module
         self.mode = check_mode("PhiResidual", mode)
-        self.activation = _arguments.activation("PhiResidual", activation)
+        _activation.check("PhiResidual", activation)
+        self.activation = activation
         self.dtype = dtype
         self.implementation = implementation
 
@@ -146,6 +148,7 @@ class PhiResidualLayerNorm(nnx.Module):
     ):
         flags = {"use_bias": use_bias, "use_scale": use_scale, "return_sum": return_sum}
         _arguments.flags("PhiResidualLayerNorm", **flags)
+        _arguments.size("PhiResidualLayerNorm", num_features=num_features)
 
         def parameter(use: bool, init: Initializer, metadata: Mapping[str, Any]):
             if not use:
@@ -168,6 +171,7 @@ class PhiResidualLayerNorm(nnx.Module):
 
     def __call__(self, identity: jax.Array, residual: jax.Array) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., num_features]``."""
+        _check.floating("PhiResidualLayerNorm", identity=identity, residual=residual)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         return phi_residual_layernorm(

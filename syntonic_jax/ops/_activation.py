@@ -22,6 +22,16 @@ _GELU_CUBIC = 0.044715
 _SATURATED = 1e3
 
 
+def check(function: str, activation: Any) -> None:
+    """Raises ValueError unless `activation` is None or the name of one."""
+    named = isinstance(activation, str) and activation in NAMES
+    if activation is not None and not named:
+        raise ValueError(
+            f"{function}: activation must be None, 'relu', 'gelu' or 'golden_gelu', "
+            f"got {activation!r}"
+        )
+
+
 def apply(name: str | None, z: Any) -> Any:
     """activation(z), in the type of z."""
     if name is None:
