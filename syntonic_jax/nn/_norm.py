@@ -15,7 +15,7 @@ from syntonic_jax import golden_batch_norm, golden_layer_norm
 def sorted_axes(layer: str, argument: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """`axes`, one or many, as increasing numbers from 0; ValueError unless x has each, once."""
     several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
-    given = tuple(axes) if several else (axes,)
+    given: tuple[Any, ...] = tuple(axes) if several else (axes,)
     try:
         numbers = [operator.index(a) for a in given if not isinstance(a, bool)]
     except TypeError:

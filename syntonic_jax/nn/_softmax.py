@@ -149,7 +149,7 @@ def attention(
                 f"got {x.shape[:-3]}"
             )
     mask = _arguments.truth(layer, mask, (*batch, heads, queries, positions), "the logits")
-    added = None
+    added: Any = None
     if path != "none":
         accumulation = jnp.promote_types(key.dtype, jnp.float32)
         added = _added(layer, mode_norms, syntony, scale, batch, positions, accumulation)

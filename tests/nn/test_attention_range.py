@@ -142,9 +142,11 @@ def test_heads_that_leave_no_room(framework, monkeypatch):
         assert path(size, implementation="cudnn") == taken
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("size", [248, 256])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("framework", "dtype", "size", "masked"),
+    [("nnx", d, s, m) for d in ("float16", "bfloat16") for s in (248, 256) for m in (False, True)]
+    + [(f, "float16", 256, True) for f in ("linen", "haiku")],
+)
 def test_what_cudnn_is_given(rng, framework, dtype, size, masked, monkeypatch):
     """What jax asks of arrays for cuDNN; their attention is that of XLA with a bias a key."""
     plain, calls = jax.nn.dot_product_attention, []
