@@ -62,6 +62,14 @@ class _Norm(nnx.Module):
         return (widened(arrays[0], dtype), *arrays[1:]), dtype
 
 
+def _unrounded(statistic: Any, given: Any) -> Any:
+    """What promote_dtype gives for a statistic, but for the rounding to 16 bits, if that is all."""
+    if jnp.finfo(given.dtype).bits >= 32:
+        return given
+    same = given == statistic.astype(given.dtype)
+    return jnp.where(same, statistic, given.astype(statistic.dtype))
+
+
 class GoldenBatchNorm(_Norm):
     """``nnx.BatchNorm`` with a target variance.
 
@@ -71,7 +79,7 @@ class GoldenBatchNorm(_Norm):
 
     - The running statistics are float32 or float64 in computation and storage. A state of 16 bits
       loads, and its statistics are float32 from the first update on, where ``nnx.BatchNorm`` rounds
-      every update to 16 bits. ``promote_dtype`` cannot narrow them.
+      every update to 16 bits. A ``promote_dtype`` that rounds them has no effect on them.
     - A channel of which the mask leaves nothing has y = bias without a derivative and leaves its
       running statistics as they were; ``nnx.BatchNorm`` makes them NaN.
 
@@ -214,11 +222,7 @@ class GoldenBatchNorm(_Norm):
             "implementation": self.implementation,
         }
         if use_running_average:
-            mean, var = (
-                # Whatever promote_dtype does, 16 bits do not hold them.
-                old if jnp.finfo(given.dtype).bits < 32 else given
-                for old, given in zip(running, statistics)
-            )
+            mean, var = map(_unrounded, running, statistics)
             return golden_batch_norm_inference(x, mean, var, scale, bias, **settings)
         mapping = self._mapping()
         y, *new = golden_batch_norm(x, scale, bias, where=where, **mapping, **settings)
