@@ -120,11 +120,17 @@ def broadcasts(function: str, shape: Sequence[Any], of: str, **arrays: Any) -> N
             )
 
 
-def mask(function: str, where: Any, shape: Sequence[Any], of: str = "x") -> jax.Array:
-    """`where` as a boolean array of `shape`; TypeError or ValueError if it does not fit."""
+def mask(
+    function: str, where: Any, shape: Sequence[Any], of: str = "x", broadcast: bool = True
+) -> jax.Array:
+    """`where` as a boolean array of `shape`; TypeError or ValueError if it does not fit.
+
+    Without `broadcast` it keeps the shape that it has.
+    """
     booleans(function, where)
     broadcasts(function, shape, of, where=where)
-    return jnp.broadcast_to(jnp.asarray(where), shape)
+    where = jnp.asarray(where)
+    return jnp.broadcast_to(where, shape) if broadcast else where
 
 
 def booleans(function: str, where: Any) -> None:

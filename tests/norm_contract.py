@@ -9,7 +9,6 @@ Both are compared with one oracle, `normalised`, whose slack says how far each m
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 import oracles
 import pytest
 from layer_contract import by_name, described, randomised
+from norm_layers import Norm
 from oracles import Estimate
 
 from syntonic_jax import PHI_INV
@@ -25,12 +25,6 @@ from syntonic_jax import PHI_INV
 SHAPE, CHANNELS = (16, 5, 3, 6), 6  # channels last
 DEVICES = 8
 VARIANCES = [("golden", PHI_INV), ("standard", 1.0), (0.25, 0.25)]
-
-
-class Norm(NamedTuple):
-    init: Callable[[], tuple[Any, Any]]  # parameters and statistics
-    # (parameters, statistics, x, train=True, mask=None) -> y, statistics
-    apply: Callable[..., tuple[jax.Array, Any]]
 
 
 class Normalised(NamedTuple):
@@ -80,6 +74,13 @@ def spread_along(tree, x, axes):
     values = by_name(tree)
     bias = values.get("bias", values.get("offset"))
     return values["scale"].reshape(shape), bias.reshape(shape)
+
+
+def widened(leaf):
+    """A statistic in float32 at least, and a counter as it is."""
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return leaf
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def assert_same_arguments(ours, theirs, extra=("target_variance", "implementation"), ignored=()):
@@ -196,6 +197,8 @@ class NormContract:
         want, got = (
             norm.apply(parameters, statistics, x, train) for norm in (theirs, self.ours(x))
         )
+        if train:  # Haiku's are of 16 bits; ours are not, after an update
+            want = (want[0], jax.tree.map(widened, want[1]))
         assert jax.tree.map(lambda a: a.dtype, got) == jax.tree.map(lambda a: a.dtype, want)
 
     def test_far_from_zero(self, rng):
@@ -214,7 +217,9 @@ class NormContract:
             self.ours(x, **options).apply(*variables, x, **(call or {}))
 
     def test_integers_are_refused(self, rng):
-        self.refuses(self.data(rng).astype("int32"), TypeError, "(?s)golden_.*_norm.*int32")
+        self.refuses(
+            self.data(rng).astype("int32"), TypeError, "(?i)golden_?(batch|layer)_?norm: .*int32"
+        )
 
     def test_unknown_implementation_is_refused(self, rng):
         message = "implementation must be .*got 'triton'"

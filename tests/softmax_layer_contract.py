@@ -13,10 +13,11 @@ import numpy as np
 import optax
 import pytest
 from layer_contract import Layer, normal, randomised
+from softmax_layers import FEATURES, HEADS, POSITIONS
 
 from syntonic_jax import PHI, syntonic_cross_entropy, syntonic_softmax
 
-CLASSES, FEATURES, HEADS, POSITIONS = 5, 12, 3, 7
+CLASSES = 5
 NORMS = "mode_norms"
 
 

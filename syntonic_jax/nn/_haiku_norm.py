@@ -1,12 +1,13 @@
 """Normalisation layers for Haiku: what `syntonic_jax.nn.haiku` has of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
 
@@ -28,6 +29,7 @@ class _Norm(hk.Module):
     ):
         super().__init__(name=name)
         layer = type(self).__name__
+        _arguments.flags(layer, create_scale=create_scale, create_offset=create_offset)
         if not create_scale and scale_init is not None:
             raise ValueError(f"{layer}: scale_init given with create_scale=False")
         if not create_offset and offset_init is not None:
@@ -53,19 +55,59 @@ class _Norm(hk.Module):
         return *broadcast_to_rank(layer, x, scale=scale, offset=offset), dtype
 
 
+class _MovingAverage(hk.ExponentialMovingAverage):
+    """Haiku's zero-debiased average, in float32 at least, with its state.
+
+    In 16 bits a decay of 0.999 may be 1, and the average 0/0.
+    """
+
+    def __call__(self, value: jax.Array, update_stats: bool = True) -> jax.Array:
+        """The average of the values until now, `value` among them."""
+        dtype = jnp.promote_types(value.dtype, jnp.float32)
+        counter = 1 + self._kept("counter", (), jnp.int32)
+        hidden = self._kept("hidden", value.shape, dtype)
+        # A checkpoint may hold 16 bits.
+        dtype = jnp.promote_types(hidden.dtype, dtype)
+        decay = jnp.asarray(self.decay, dtype)
+        hidden = hidden.astype(dtype) * decay + value.astype(dtype) * (1 - decay)
+        # 1 - decay**counter, without its cancellation.
+        average = hidden / -jnp.expm1(counter.astype(dtype) * jnp.log1p(decay - 1))
+        if update_stats:
+            hk.set_state("counter", counter)
+            hk.set_state("hidden", hidden)
+            hk.set_state("average", average)
+        return average
+
+    def current(self) -> jax.Array:
+        """The average as it is kept."""
+        return self._kept("average")
+
+    def _kept(self, name: str, shape: Any = None, dtype: Any = None) -> jax.Array:
+        """A state, 0 to begin with, also where a getter, of mixed precision say, narrows it."""
+        init = None if shape is None else jnp.zeros
+        value = hk.get_state(name, shape, dtype, init=init)
+        if value.dtype.itemsize < 4:
+            return hk.get_current_state()[self.module_name][name]
+        return value
+
+
 class GoldenBatchNorm(_Norm):
     """``hk.BatchNorm`` with a target variance.
 
     Arguments up to ``name``, parameters (``scale`` and ``offset``, of the rank of the inputs and
-    in their dtype), state (the moving averages ``mean_ema`` and ``var_ema``), initialisers and
-    result dtype are those of ``hk.BatchNorm``, so parameters and state of one load into the
-    other. Automatic names are made of the class: for those of a network with a ``batch_norm``,
-    say ``name='batch_norm'``. What differs:
+    in their dtype), state (the moving averages ``mean_ema`` and ``var_ema``, in float32 or
+    float64), initialisers and result dtype are those of ``hk.BatchNorm``, so parameters and state
+    of one load into the other. Automatic names are made of the class: for those of a network with
+    a ``batch_norm``, say ``name='batch_norm'``. What differs:
 
     - The result has the variance ``target_variance`` before ``scale`` and ``offset``. The moving
       averages are those of the inputs.
     - The variance is computed in two passes, and in float32 for 16-bit inputs; the result is
-      rounded once. The moving averages are kept in the dtype of the inputs.
+      rounded once.
+    - The moving averages are float32 or float64 in computation and storage, whatever the dtype of
+      the inputs and whatever the policy of `hk.mixed_precision`. ``hk.BatchNorm`` has them in the
+      dtype of the inputs: in bfloat16 a decay of 0.999 is 1 there, and the average 0/0. A state of
+      16 bits loads, and is float32 from the first update on.
     - Over ``cross_replica_axis`` the statistics are weighted by the number of entries.
 
     Args:
@@ -132,8 +174,9 @@ class GoldenBatchNorm(_Norm):
         self.cross_replica_axis = cross_replica_axis
         self.cross_replica_axis_index_groups = cross_replica_axis_index_groups
         self.channel_index = hk.get_channel_index(data_format)
-        self.mean_ema = hk.ExponentialMovingAverage(decay_rate, name="mean_ema")
-        self.var_ema = hk.ExponentialMovingAverage(decay_rate, name="var_ema")
+        decay_rate = _arguments.momentum("GoldenBatchNorm", decay_rate, "decay_rate")
+        self.mean_ema = _MovingAverage(decay_rate, name="mean_ema")
+        self.var_ema = _MovingAverage(decay_rate, name="var_ema")
         self.target_variance = target_variance
         self.implementation = implementation
 
@@ -152,10 +195,14 @@ class GoldenBatchNorm(_Norm):
         and ``offset``, of any shape that broadcasts to that of the inputs, may be passed where
         they are not created.
         """
-        name, shape = "GoldenBatchNorm", jnp.shape(inputs)
+        name = "GoldenBatchNorm"
+        _check.floating(name, inputs=inputs)
+        shape = jnp.shape(inputs)
+        _arguments.flags(name, is_training=is_training, test_local_stats=test_local_stats)
         channels = self.channel_index % max(len(shape), 1)
         axis = [a for a in range(len(shape)) if a != channels] if self.axis is None else self.axis
         reduced = sorted_axes(name, "axis", axis, len(shape))
+        axis = axis if isinstance(axis, Iterable) else (axis,)
         # hk.BatchNorm does not count negative axes here: parameters vary along these.
         held = [1 if a in axis else n for a, n in enumerate(shape)]
         scale, offset, dtype = self._parameters(inputs, held, scale, offset)
@@ -180,7 +227,7 @@ class GoldenBatchNorm(_Norm):
 
         def infer(scale, offset, dtype):
             places = [shape[a] for a in features]
-            mean, var = (ema.average.reshape(places) for ema in (self.mean_ema, self.var_ema))
+            mean, var = (ema.current().reshape(places) for ema in (self.mean_ema, self.var_ema))
             y = golden_batch_norm_inference(
                 inputs, mean, var, scale, offset, dtype=dtype, **settings
             )
@@ -191,7 +238,7 @@ class GoldenBatchNorm(_Norm):
         if is_training:
             kept = [1 if a in reduced else n for a, n in enumerate(shape)]
             for ema, value in zip((self.mean_ema, self.var_ema), statistics):
-                ema(value.reshape(kept).astype(jnp.result_type(inputs)))
+                ema(value.reshape(kept))
         return y
 
 
@@ -271,7 +318,9 @@ class GoldenLayerNorm(_Norm):
         ``scale`` and ``offset``, of any shape that broadcasts to that of the inputs, may be
         passed where they are not created.
         """
-        name, shape = "GoldenLayerNorm", jnp.shape(inputs)
+        name = "GoldenLayerNorm"
+        _check.floating(name, inputs=inputs)
+        shape = jnp.shape(inputs)
 
         def axes(argument: str, given: Any) -> tuple[int, ...]:
             if isinstance(given, slice):
@@ -289,6 +338,7 @@ class GoldenLayerNorm(_Norm):
             offset,
             reduced,
             dtype,
+            mapping={},
             epsilon=self.eps,
             target_variance=self.target_variance,
             implementation=self.implementation,

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from syntonic_jax import _check
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._softmax import (
     attention,
@@ -94,9 +96,11 @@ class SyntonicSoftmax(hk.Module):
         place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`); it is 0 where
         the label is ``ignore_index``.
         """
-        layer, size, dtype = type(self).__name__, self.num_features, jnp.result_type(x)
-        if size is None and -jnp.ndim(x) <= self.axis < jnp.ndim(x):
-            size = jnp.shape(x)[self.axis]
+        layer, size = type(self).__name__, self.num_features
+        _check.floating(layer, x=x)
+        axis, dtype = _check.integer_axis(layer, self.axis), jnp.result_type(x)
+        if size is None and -jnp.ndim(x) <= axis < jnp.ndim(x):
+            size = jnp.shape(x)[axis]
         norms = _mode_norms(layer, "num_features", self.mode, size, dtype, self.mode_norms_init)
         return softmax_or_loss(
             layer,
@@ -107,7 +111,7 @@ class SyntonicSoftmax(hk.Module):
             dtype if norms is None else jnp.result_type(x, norms),
             **weights_of(layer, self.mode, norms, syntony),
             scale=self.scale,
-            axis=self.axis,
+            axis=axis,
             where=where,
             implementation=self.implementation,
         )
@@ -155,7 +159,10 @@ class SyntonicClassifier(hk.Module):
         implementation: str | None = None,
     ):
         super().__init__(name=name)
-        check_softmax_mode(type(self).__name__, mode)
+        layer = type(self).__name__
+        check_softmax_mode(layer, mode)
+        _arguments.flags(layer, with_bias=with_bias)
+        _arguments.size(layer, num_classes=num_classes)
         self.dense = hk.Linear(num_classes, with_bias, w_init, b_init, name="dense")
         self.softmax = SyntonicSoftmax(
             mode,
@@ -206,7 +213,12 @@ class SyntonicAttention(hk.Module):
     - ``'none'``: in identity mode it is not.
     - ``'bias'``: as a bias of one number a key, which XLA broadcasts inside its fusion.
     - ``'folded'``: as three to ten more features of queries, keys and values, up to a multiple of
-      eight. cuDNN would want a bias for every query: batch · queries · keys numbers.
+      eight. cuDNN would want a bias for every query. In float16 logarithms of weights that differ
+      by more than 2³¹/√features are taken for that.
+
+    With cuDNN keys are folded where its largest head, of 256 features (128 before Hopper), leaves
+    room. Where it does not, the path is ``'bias'``: a number for every query and key, in the type
+    of the queries, so that in float16 weights below e^(−16384) of the largest are taken for that.
 
     A row of the mask without any key attends to all of them alike, as in jax.
 
@@ -224,7 +236,7 @@ class SyntonicAttention(hk.Module):
       model_size: the size of the last axis of the result (default: that of all heads together).
       mode_norms_init: see :class:`SyntonicSoftmax`.
       implementation: that of `jax.nn.dot_product_attention`: ``None``, ``'xla'`` or ``'cudnn'``.
-      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone.
+      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone, where there is room.
 
     Raises:
       ValueError: unknown mode or weighting (when built); unknown initialiser, more keys than mode
@@ -259,7 +271,10 @@ class SyntonicAttention(hk.Module):
         super().__init__(name=name)
         layer = type(self).__name__
         self.mode = check_softmax_mode(layer, mode)
-        self.path = attention_path(layer, mode, weighting, implementation)
+        _arguments.flags(layer, with_bias=with_bias)
+        _arguments.size(layer, num_heads=num_heads, key_size=key_size, model_size=model_size)
+        _arguments.size(layer, num_positions=num_positions)
+        self.path = attention_path(layer, mode, weighting, implementation, key_size)
         self.num_heads = num_heads
         self.key_size = key_size
         self.num_positions = num_positions
@@ -281,11 +296,14 @@ class SyntonicAttention(hk.Module):
         is_causal: bool = False,
         syntony: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention of queries ``[batch, queries, features]``, or without a batch.
+        """Attention of queries ``[batch, queries, features]``.
 
-        Keys are by default the queries, values by default the keys. ``mask`` is boolean and
-        broadcastable to ``[batch, heads, queries, keys]``; ``syntony``, in provided mode, has the
-        shape ``[keys]`` or ``[batch, keys]``.
+        There may be any number of leading axes in place of the batch.
+
+        Keys are by default the queries, values by default the keys. ``mask`` broadcasts to
+        ``[batch, heads, queries, keys]``; its entries are booleans or numbers, of which 0 masks, as
+        the masks of the frameworks are. ``syntony``, in provided mode, has the shape ``[keys]`` or
+        ``[batch, keys]``.
         """
         layer = type(self).__name__
         key = query if key is None else key

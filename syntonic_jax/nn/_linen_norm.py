@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import (
     along,
-    kept,
     layer_norm,
+    moved,
+    remains,
     require_features,
     sorted_axes,
     widened,
@@ -25,6 +27,8 @@ with required("flax", "flax"):
 
 def _parameters(module: Any, shape: tuple[int, ...]) -> list[Any]:
     """scale and bias, or None, made in the order in which Flax draws their keys."""
+    flags = {"use_scale": module.use_scale, "use_bias": module.use_bias}
+    _arguments.flags(type(module).__name__, **flags)
     made = []
     for name in ("scale", "bias"):
         use, init = getattr(module, f"use_{name}"), getattr(module, f"{name}_init")
@@ -51,7 +55,13 @@ class GoldenBatchNorm(nn.Module):
     - y has the variance ``target_variance`` before ``scale`` and ``bias``. The running
       statistics are those of x.
     - The variance is always computed in two passes and in float32 or float64:
-      ``use_fast_variance`` has no effect, ``force_float32_reductions`` only one on storage.
+      ``use_fast_variance`` has no effect.
+    - The running statistics are float32 or float64 in storage too, where ``linen.BatchNorm``
+      without ``force_float32_reductions`` keeps them in ``param_dtype``: in 16 bits a momentum of
+      0.999 rounds to 1 and a variance above 65504 to infinity. Variables of 16 bits load, and
+      their statistics are float32 from the first update on.
+    - A channel of which the mask leaves nothing has y = bias without a derivative and leaves its
+      running statistics as they were; ``linen.BatchNorm`` makes them NaN.
     - With ``dtype``, y alone is rounded to it; x is not.
     - Over ``axis_name`` the statistics are weighted by the number of entries, which
       ``linen.BatchNorm`` does not do: it differs where masks leave unequal numbers.
@@ -75,15 +85,16 @@ class GoldenBatchNorm(nn.Module):
         statistics are merged. Under ``jit`` with sharded arrays they always are.
       axis_index_groups: groups of indices of that axis, each with statistics of its own.
       use_fast_variance: accepted, without effect.
-      force_float32_reductions: whether the running statistics are float32; otherwise they are
-        kept in ``param_dtype``.
+      force_float32_reductions: whether the running statistics begin in float32 where
+        ``param_dtype`` is float64; without effect otherwise.
       target_variance: see :func:`syntonic_jax.golden_batch_norm`.
       implementation: see :func:`syntonic_jax.golden_batch_norm`.
 
     Raises (when called):
       ValueError: an axis that x does not have, nothing to reduce, a negative epsilon, a bad
         target variance; ``flax.errors.ScopeParamShapeError`` for parameters of another size.
-      TypeError: data that are not real floating point.
+      TypeError: data that are not real floating point, a mask that is no array of booleans or
+        numbers, a flag that is neither true nor false.
 
     >>> import jax, jax.numpy as jnp
     >>> import numpy as np
@@ -122,21 +133,27 @@ class GoldenBatchNorm(nn.Module):
     ) -> jax.Array:
         """y, of the shape of x.
 
-        The statistics leave out the entries where ``mask``, of a shape that broadcasts to that
-        of x, is false.
+        The statistics leave out the entries where ``mask``, an array of booleans or numbers of a
+        shape that broadcasts to that of x, is false or 0.
         """
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        axes = sorted_axes("GoldenBatchNorm", "axis", self.axis, jnp.ndim(x))
+        name = "GoldenBatchNorm"
+        _check.floating(name, x=x)
+        _arguments.flags(name, use_running_average=use_running_average)
+        where = _arguments.truth(name, mask, jnp.shape(x), "x")
+        axes = sorted_axes(name, "axis", self.axis, jnp.ndim(x))
         shape = tuple(jnp.shape(x)[a] for a in axes)
-        stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        stored = jnp.float32
+        if not self.force_float32_reductions:
+            stored = jnp.promote_types(stored, self.param_dtype)
         running = [
             self.variable("batch_stats", "mean", jnp.zeros, shape, stored),
             self.variable("batch_stats", "var", jnp.ones, shape, stored),
         ]
         scale, bias = _parameters(self, shape)
-        require_features("GoldenBatchNorm", x, axes, running[0].value.shape)
+        require_features(name, x, axes, running[0].value.shape)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         settings: Any = {
             "axis": axes,
@@ -145,32 +162,24 @@ class GoldenBatchNorm(nn.Module):
             "dtype": dtype,
             "implementation": self.implementation,
         }
+        data = widened(x, dtype)
         if use_running_average:
             mean, var = (variable.value for variable in running)
-            return golden_batch_norm_inference(
-                widened(x, dtype), mean, var, scale, bias, **settings
-            )
-        y, *new = golden_batch_norm(
-            widened(x, dtype),
-            scale,
-            bias,
-            where=kept("GoldenBatchNorm", mask, x),
-            **_mapping(self),
-            **settings,
-        )
-        if not self.is_initializing():
-            for variable, value in zip(running, new):
-                old = variable.value
-                value = self.momentum * old + (1 - self.momentum) * value
-                variable.value = value.astype(self._running_dtype(x, old))
+            return golden_batch_norm_inference(data, mean, var, scale, bias, **settings)
+        mapping = _mapping(self)
+        y, *new = golden_batch_norm(data, scale, bias, where=where, **mapping, **settings)
+        if self.is_initializing():
+            return y
+        anything = None
+        if where is not None:
+            anything = remains(where, jnp.shape(x), axes, mapping).reshape(shape)
+        # As in linen.BatchNorm the statistics become as wide as what they are computed in.
+        wide = jnp.promote_types(jnp.result_type(x) if self.dtype is None else self.dtype, stored)
+        momentum = _arguments.momentum(name, self.momentum)
+        for variable, value in zip(running, new):
+            wide = jnp.promote_types(wide, variable.value.dtype)
+            variable.value = moved(variable.value, value, momentum, wide, anything)
         return y
-
-    def _running_dtype(self, x: Any, old: Any) -> Any:
-        """What linen.BatchNorm's update makes of the dtype of a running statistic."""
-        new = jnp.result_type(x) if self.dtype is None else self.dtype
-        if self.force_float32_reductions:
-            new = jnp.promote_types(new, jnp.float32)
-        return jnp.promote_types(old.dtype, new)
 
 
 class GoldenLayerNorm(nn.Module):
@@ -211,7 +220,8 @@ class GoldenLayerNorm(nn.Module):
     Raises (when called):
       ValueError: axes that x does not have, nothing to reduce, a negative epsilon, a bad target
         variance; ``flax.errors.ScopeParamShapeError`` for parameters of another size.
-      TypeError: data that are not real floating point.
+      TypeError: data that are not real floating point, a mask that is no array of booleans or
+        numbers, a flag that is neither true nor false.
 
     >>> import jax, jax.numpy as jnp
     >>> import numpy as np
@@ -241,10 +251,13 @@ class GoldenLayerNorm(nn.Module):
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """y, of the shape of x.
 
-        The statistics leave out the entries where ``mask``, of a shape that broadcasts to that
-        of x, is false.
+        The statistics leave out the entries where ``mask``, an array of booleans or numbers of a
+        shape that broadcasts to that of x, is false or 0. A row of which it leaves nothing is the
+        bias, without a derivative.
         """
-        name, ndim = "GoldenLayerNorm", jnp.ndim(x)
+        name = "GoldenLayerNorm"
+        _check.floating(name, x=x)
+        ndim = jnp.ndim(x)
         reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
         features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
         scale, bias = _parameters(self, tuple(jnp.shape(x)[a] for a in features))
@@ -256,8 +269,8 @@ class GoldenLayerNorm(nn.Module):
             bias,
             reduced,
             dtype,
-            where=kept(name, mask, x),
-            **_mapping(self),
+            where=_arguments.truth(name, mask, jnp.shape(x), "x"),
+            mapping=_mapping(self),
             epsilon=self.epsilon,
             target_variance=self.target_variance,
             implementation=self.implementation,

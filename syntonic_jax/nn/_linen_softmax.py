@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from syntonic_jax import _check
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._softmax import (
     attention,
@@ -93,8 +95,10 @@ class SyntonicSoftmax(nn.Module):
         the label is ``ignore_index``.
         """
         name, size = type(self).__name__, self.num_features
-        if size is None and -jnp.ndim(x) <= self.axis < jnp.ndim(x):
-            size = jnp.shape(x)[self.axis]
+        _check.floating(name, x=x)
+        axis = _check.integer_axis(name, self.axis)
+        if size is None and -jnp.ndim(x) <= axis < jnp.ndim(x):
+            size = jnp.shape(x)[axis]
         norms = _mode_norms(self, "num_features", size)
         return softmax_or_loss(
             name,
@@ -104,7 +108,7 @@ class SyntonicSoftmax(nn.Module):
             canonicalize_dtype(x, norms, dtype=self.dtype),
             **weights_of(name, self.mode, norms, syntony),
             scale=self.scale,
-            axis=self.axis,
+            axis=axis,
             where=where,
             implementation=self.implementation,
         )
@@ -151,6 +155,9 @@ class SyntonicClassifier(nn.Module):
 
     def setup(self):
         """Makes the two layers, which both methods use."""
+        name = type(self).__name__
+        _arguments.flags(name, use_bias=self.use_bias)
+        _arguments.size(name, num_classes=self.num_classes)
         self.dense = nn.Dense(
             self.num_classes,
             use_bias=self.use_bias,
@@ -209,7 +216,12 @@ class SyntonicAttention(nn.Module):
     - ``'none'``: in identity mode it is not.
     - ``'bias'``: as a bias of one number a key, which XLA broadcasts inside its fusion.
     - ``'folded'``: as three to ten more features of queries, keys and values, up to a multiple of
-      eight. cuDNN would want a bias for every query: batch · queries · keys numbers.
+      eight. cuDNN would want a bias for every query. In float16 logarithms of weights that differ
+      by more than 2³¹/√features are taken for that.
+
+    With cuDNN keys are folded where its largest head, of 256 features (128 before Hopper), leaves
+    room. Where it does not, the path is ``'bias'``: a number for every query and key, in the type
+    of the queries, so that in float16 weights below e^(−16384) of the largest are taken for that.
 
     A row of the mask without any key attends to all of them alike, as in jax.
 
@@ -228,7 +240,7 @@ class SyntonicAttention(nn.Module):
       bias_init: initialiser of their ``bias``.
       mode_norms_init: see :class:`SyntonicSoftmax`.
       implementation: that of `jax.nn.dot_product_attention`: ``None``, ``'xla'`` or ``'cudnn'``.
-      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone.
+      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone, where there is room.
 
     Raises (when called):
       ValueError: unknown mode, initialiser or weighting, features that the heads do not divide,
@@ -259,8 +271,16 @@ class SyntonicAttention(nn.Module):
 
     @property
     def path(self) -> str:
-        """How the weights reach attention: ``'none'``, ``'bias'`` or ``'folded'``."""
-        return attention_path(type(self).__name__, self.mode, self.weighting, self.implementation)
+        """How the weights reach attention: ``'none'``, ``'bias'`` or ``'folded'``.
+
+        Without ``qkv_features``, whose number the inputs decide, of heads that leave cuDNN room.
+        """
+        features = self.qkv_features
+        return self._path(None if features is None else features // self.num_heads)
+
+    def _path(self, features: int | None) -> str:
+        name = type(self).__name__
+        return attention_path(name, self.mode, self.weighting, self.implementation, features)
 
     @nn.compact
     def __call__(
@@ -273,13 +293,19 @@ class SyntonicAttention(nn.Module):
         is_causal: bool = False,
         syntony: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention of queries ``[batch, queries, features]``, or without a batch.
+        """Attention of queries ``[batch, queries, features]``.
 
-        Keys are by default the queries, values by default the keys. ``mask`` is boolean and
-        broadcastable to ``[batch, heads, queries, keys]``; ``syntony``, in provided mode, has the
-        shape ``[keys]`` or ``[batch, keys]``.
+        There may be any number of leading axes in place of the batch.
+
+        Keys are by default the queries, values by default the keys. ``mask`` broadcasts to
+        ``[batch, heads, queries, keys]``; its entries are booleans or numbers, of which 0 masks, as
+        the masks of the frameworks are. ``syntony``, in provided mode, has the shape ``[keys]`` or
+        ``[batch, keys]``.
         """
         name, width = type(self).__name__, jnp.shape(inputs_q)[-1]
+        _arguments.flags(name, use_bias=self.use_bias)
+        _arguments.size(name, num_heads=self.num_heads, num_positions=self.num_positions)
+        _arguments.size(name, qkv_features=self.qkv_features, out_features=self.out_features)
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
         features = self.qkv_features or width
@@ -310,7 +336,7 @@ class SyntonicAttention(nn.Module):
         norms = _mode_norms(self, "num_positions", positions)
         y = attention(
             name,
-            self.path,
+            self._path(heads[1]),
             query,
             key,
             value,

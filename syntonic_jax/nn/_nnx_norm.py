@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import (
     along,
-    kept,
     layer_norm,
+    moved,
+    remains,
     require_features,
     sorted_axes,
     widened,
@@ -30,12 +32,17 @@ class _Norm(nnx.Module):
     scale: nnx.Param[jax.Array] | None
     bias: nnx.Param[jax.Array] | None
     dtype: Dtype | None
+    axis_name: Any
+    axis_index_groups: Any
     promote_dtype: Callable[..., Any]
 
     def _create(self, shape, dtype, rngs, **parameters: tuple[bool, Initializer, Any]):
         for name, (use, init, metadata) in parameters.items():
             value = nnx.Param(init(rngs.params(), shape, dtype), **metadata) if use else None
             setattr(self, name, nnx.data(None) if value is None else value)
+
+    def _mapping(self) -> dict[str, Any]:
+        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
 
     def _values(self) -> tuple[Any, Any]:
         return (
@@ -55,12 +62,26 @@ class _Norm(nnx.Module):
         return (widened(arrays[0], dtype), *arrays[1:]), dtype
 
 
+def _unrounded(statistic: Any, given: Any) -> Any:
+    """What promote_dtype gives for a statistic, but for the rounding to 16 bits, if that is all."""
+    if jnp.finfo(given.dtype).bits >= 32:
+        return given
+    same = given == statistic.astype(given.dtype)
+    return jnp.where(same, statistic, given.astype(statistic.dtype))
+
+
 class GoldenBatchNorm(_Norm):
     """``nnx.BatchNorm`` with a target variance.
 
     Arguments up to ``scale_metadata``, state (``scale`` and ``bias``; ``mean`` and ``var``, in
     float32), initialisers and result dtype are those of ``nnx.BatchNorm``, so a state of one
     loads into the other. What differs:
+
+    - The running statistics are float32 or float64 in computation and storage. A state of 16 bits
+      loads, and its statistics are float32 from the first update on, where ``nnx.BatchNorm`` rounds
+      every update to 16 bits. A ``promote_dtype`` that rounds them has no effect on them.
+    - A channel of which the mask leaves nothing has y = bias without a derivative and leaves its
+      running statistics as they were; ``nnx.BatchNorm`` makes them NaN.
 
     - y has the variance ``target_variance`` before ``scale`` and ``bias``. The running
       statistics are those of x.
@@ -98,7 +119,8 @@ class GoldenBatchNorm(_Norm):
     Raises:
       ValueError: a feature axis of another size, an axis that x does not have, nothing to
         reduce, a negative epsilon, a bad target variance (when called).
-      TypeError: data that are not real floating point.
+      TypeError: data that are not real floating point, a mask that is no array of booleans or
+        numbers, a flag that is neither true nor false.
 
     >>> import jax.numpy as jnp
     >>> import numpy as np
@@ -135,6 +157,8 @@ class GoldenBatchNorm(_Norm):
         target_variance: Any = "golden",
         implementation: str | None = None,
     ):
+        _arguments.flags("GoldenBatchNorm", use_bias=use_bias, use_scale=use_scale)
+        _arguments.size("GoldenBatchNorm", num_features=num_features)
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
@@ -172,42 +196,48 @@ class GoldenBatchNorm(_Norm):
         """y, of the shape of x.
 
         ``use_running_average`` stands before that of the constructor. The statistics leave out
-        the entries where ``mask``, of a shape that broadcasts to that of x, is false.
+        the entries where ``mask``, an array of booleans or numbers of a shape that broadcasts to
+        that of x, is false or 0.
         """
+        name = "GoldenBatchNorm"
+        _check.floating(name, x=x)
         if use_running_average is None:
             use_running_average = self.use_running_average
         if use_running_average is None:
             raise ValueError(
-                "GoldenBatchNorm: use_running_average must be set in the constructor, in the call, "
+                f"{name}: use_running_average must be set in the constructor, in the call, "
                 "or by train() or eval()"
             )
-        axes = sorted_axes("GoldenBatchNorm", "axis", self.axis, jnp.ndim(x))
-        require_features("GoldenBatchNorm", x, axes, self.mean[...].shape)
-        arrays, dtype = self._promote(x, self.mean[...], self.var[...], *self._values())
-        x, mean, var, scale, bias = arrays
+        _arguments.flags(name, use_running_average=use_running_average)
+        where = _arguments.truth(name, mask, jnp.shape(x), "x")
+        axes = sorted_axes(name, "axis", self.axis, jnp.ndim(x))
+        running = self.mean[...], self.var[...]
+        require_features(name, x, axes, running[0].shape)
+        (x, *statistics, scale, bias), dtype = self._promote(x, *running, *self._values())
         settings: Any = {
-            "axis": self.axis,
+            "axis": axes,
             "target_variance": self.target_variance,
             "epsilon": self.epsilon,
             "dtype": dtype,
             "implementation": self.implementation,
         }
         if use_running_average:
+            mean, var = map(_unrounded, running, statistics)
             return golden_batch_norm_inference(x, mean, var, scale, bias, **settings)
-        y, mean, var = golden_batch_norm(
-            x,
-            scale,
-            bias,
-            where=kept("GoldenBatchNorm", mask, x),
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            **settings,
-        )
-        for running, new in ((self.mean, mean), (self.var, var)):
-            old = running[...]
-            value = self.momentum * old + (1 - self.momentum) * new
+        mapping = self._mapping()
+        y, *new = golden_batch_norm(x, scale, bias, where=where, **mapping, **settings)
+        anything = None
+        if where is not None:
+            anything = remains(where, x.shape, axes, mapping).reshape(running[0].shape)
+        momentum = _arguments.momentum(name, self.momentum)
+        for variable, old, value in zip((self.mean, self.var), running, new):
+            dtype = jnp.promote_types(old.dtype, jnp.float32)
             # A variable that outlives the transformation must not hold its tracers.
-            running[...] = jax.lax.stop_gradient(value).astype(old.dtype)
+            value = jax.lax.stop_gradient(moved(old, value, momentum, dtype, anything))
+            if dtype == old.dtype:
+                variable[...] = value
+            else:  # a checkpoint in 16 bits; an array that is assigned to would keep its dtype
+                variable.set_value(value)
         return y
 
     def set_view(self, use_running_average: bool | None = None):
@@ -256,7 +286,8 @@ class GoldenLayerNorm(_Norm):
     Raises:
       ValueError: feature axes of another size, axes that x does not have, nothing to reduce, a
         negative epsilon, a bad target variance (when called).
-      TypeError: data that are not real floating point.
+      TypeError: data that are not real floating point, a mask that is no array of booleans or
+        numbers, a flag that is neither true nor false.
 
     >>> import jax.numpy as jnp
     >>> import numpy as np
@@ -290,6 +321,8 @@ class GoldenLayerNorm(_Norm):
         target_variance: Any = "golden",
         implementation: str | None = None,
     ):
+        _arguments.flags("GoldenLayerNorm", use_bias=use_bias, use_scale=use_scale)
+        _arguments.size("GoldenLayerNorm", num_features=num_features)
         # The order in which nnx.LayerNorm draws its keys.
         self._create(
             (num_features,),
@@ -316,12 +349,16 @@ class GoldenLayerNorm(_Norm):
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """y, of the shape of x.
 
-        The statistics leave out the entries where ``mask``, of a shape that broadcasts to that
-        of x, is false.
+        The statistics leave out the entries where ``mask``, an array of booleans or numbers of a
+        shape that broadcasts to that of x, is false or 0. A row of which it leaves nothing is the
+        bias, without a derivative.
         """
-        name, ndim = "GoldenLayerNorm", jnp.ndim(x)
+        name = "GoldenLayerNorm"
+        _check.floating(name, x=x)
+        ndim = jnp.ndim(x)
         reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
         features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
+        where = _arguments.truth(name, mask, jnp.shape(x), "x")
         (x, scale, bias), dtype = self._promote(x, *self._values())
         scale, bias = along(name, x, features, scale=scale, bias=bias)
         return layer_norm(
@@ -330,9 +367,8 @@ class GoldenLayerNorm(_Norm):
             bias,
             reduced,
             dtype,
-            where=kept(name, mask, x),
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            where=where,
+            mapping=self._mapping(),
             epsilon=self.epsilon,
             target_variance=self.target_variance,
             implementation=self.implementation,

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from syntonic_jax import _check
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._softmax import (
     attention,
@@ -83,6 +85,7 @@ class SyntonicSoftmax(nnx.Module):
     ):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
+        _check.integer_axis(name, axis)
         self.mode_norms = _mode_norms(
             name, "num_features", mode, num_features, mode_norms_init, param_dtype, rngs
         )
@@ -108,6 +111,7 @@ class SyntonicSoftmax(nnx.Module):
         place, in float32 or float64 (:func:`syntonic_jax.syntonic_cross_entropy`); it is 0 where
         the label is ``ignore_index``.
         """
+        _check.floating(type(self).__name__, x=x)
         norms = None if self.mode_norms is None else self.mode_norms[...]
         return softmax_or_loss(
             type(self).__name__,
@@ -170,7 +174,10 @@ class SyntonicClassifier(nnx.Module):
         rngs: nnx.Rngs,
         implementation: str | None = None,
     ):
-        check_softmax_mode(type(self).__name__, mode)
+        name = type(self).__name__
+        check_softmax_mode(name, mode)
+        _arguments.flags(name, use_bias=use_bias)
+        _arguments.size(name, in_features=in_features, num_classes=num_classes)
         self.dense = nnx.Linear(
             in_features,
             num_classes,
@@ -231,7 +238,12 @@ class SyntonicAttention(nnx.Module):
     - ``'none'``: in identity mode it is not.
     - ``'bias'``: as a bias of one number a key, which XLA broadcasts inside its fusion.
     - ``'folded'``: as three to ten more features of queries, keys and values, up to a multiple of
-      eight. cuDNN would want a bias for every query: batch · queries · keys numbers.
+      eight. cuDNN would want a bias for every query. In float16 logarithms of weights that differ
+      by more than 2³¹/√features are taken for that.
+
+    With cuDNN keys are folded where its largest head, of 256 features (128 before Hopper), leaves
+    room. Where it does not, the path is ``'bias'``: a number for every query and key, in the type
+    of the queries, so that in float16 weights below e^(−16384) of the largest are taken for that.
 
     A row of the mask without any key attends to all of them alike, as in jax.
 
@@ -252,7 +264,7 @@ class SyntonicAttention(nnx.Module):
       mode_norms_init: see :class:`SyntonicSoftmax`.
       rngs: where the initialisers' keys come from.
       implementation: that of `jax.nn.dot_product_attention`: ``None``, ``'xla'`` or ``'cudnn'``.
-      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone.
+      weighting: ``'bias'`` or ``'folded'``; ``None`` folds for cuDNN alone, where there is room.
 
     Raises:
       ValueError: unknown mode, initialiser or weighting, features that the heads do not divide,
@@ -289,13 +301,18 @@ class SyntonicAttention(nnx.Module):
     ):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
-        self.path = attention_path(name, mode, weighting, implementation)
+        _arguments.flags(name, use_bias=use_bias)
+        _arguments.size(name, num_heads=num_heads, num_positions=num_positions)
+        _arguments.size(
+            name, in_features=in_features, qkv_features=qkv_features, out_features=out_features
+        )
         features = in_features if qkv_features is None else qkv_features
         if features % num_heads:
             raise ValueError(
                 f"{name}: qkv_features must be a multiple of the {num_heads} heads, got {features}"
             )
         heads = (num_heads, features // num_heads)
+        self.path = attention_path(name, mode, weighting, implementation, heads[1])
         options: Any = {
             "use_bias": use_bias,
             "dtype": dtype,
@@ -328,11 +345,14 @@ class SyntonicAttention(nnx.Module):
         is_causal: bool = False,
         syntony: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention of queries ``[batch, queries, in_features]``, or without a batch.
+        """Attention of queries ``[batch, queries, in_features]``.
 
-        Keys are by default the queries, values by default the keys. ``mask`` is boolean and
-        broadcastable to ``[batch, heads, queries, keys]``; ``syntony``, in provided mode, has the
-        shape ``[keys]`` or ``[batch, keys]``.
+        There may be any number of leading axes in place of the batch.
+
+        Keys are by default the queries, values by default the keys. ``mask`` broadcasts to
+        ``[batch, heads, queries, keys]``; its entries are booleans or numbers, of which 0 masks, as
+        the masks of the frameworks are. ``syntony``, in provided mode, has the shape ``[keys]`` or
+        ``[batch, keys]``.
         """
         name = type(self).__name__
         inputs_k = inputs_q if inputs_k is None else inputs_k

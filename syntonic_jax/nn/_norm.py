@@ -2,19 +2,29 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import _check, golden_batch_norm, golden_layer_norm
+from syntonic_jax import golden_batch_norm, golden_layer_norm
 
 
 def sorted_axes(layer: str, argument: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """`axes`, one or many, as increasing numbers from 0; ValueError unless x has each, once."""
-    given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
-    found = tuple(sorted(operator.index(a) % ndim for a in given if -ndim <= a < ndim))
+    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
+    given: tuple[Any, ...] = tuple(axes) if several else (axes,)
+    try:
+        numbers = [operator.index(a) for a in given if not isinstance(a, bool)]
+    except TypeError:
+        numbers = []
+    if len(numbers) < len(given):
+        raise TypeError(
+            f"{layer}: {argument} must be an integer or a sequence of them, got {axes!r}"
+        )
+    found = tuple(sorted(a % ndim for a in numbers if -ndim <= a < ndim))
     if len(found) < len(given) or len(set(found)) < len(found):
         raise ValueError(
             f"{layer}: {argument} must be distinct axes of x, which has {ndim}, got {axes!r}"
@@ -37,13 +47,33 @@ def require_features(layer: str, x: Any, axes: tuple[int, ...], shape: tuple[int
         )
 
 
-def kept(layer: str, mask: Any, x: Any) -> Any:
-    """`mask` as truth values, or None; ValueError unless it broadcasts to the shape of x."""
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask, bool)
-    _check.broadcasts(layer, jnp.shape(x), "x", mask=mask)
-    return mask
+def remains(where: Any, shape: Any, features: tuple[int, ...], mapping: Mapping[str, Any]) -> Any:
+    """For every place on the axes `features`, whether `where` leaves anything to reduce there.
+
+    In a shape that broadcasts to `shape`, that of x. `mapping` has the mapped axis over which the
+    statistics are merged, and its groups, or nothing.
+    """
+    where = where.reshape((1,) * (len(shape) - where.ndim) + where.shape)
+    anything = where.any([a for a in range(len(shape)) if a not in features], keepdims=True)
+    axis = mapping.get("axis_name")
+    if axis is not None:
+        count = jax.lax.psum(
+            anything.astype(jnp.int32),
+            tuple(axis) if isinstance(axis, list) else axis,
+            axis_index_groups=mapping.get("axis_index_groups"),
+        )
+        anything = count > 0
+    return jnp.broadcast_to(anything, [n if a in features else 1 for a, n in enumerate(shape)])
+
+
+def moved(old: Any, new: Any, momentum: Any, dtype: Any, anything: Any = None) -> Any:
+    """A running statistic after an update, in `dtype`: as it was where there is not `anything`.
+
+    `old` may come from a checkpoint in 16 bits, in which the momentum would round to 1.
+    """
+    old = old.astype(dtype)
+    value = (momentum * old + (1 - momentum) * new.astype(dtype)).astype(dtype)
+    return value if anything is None else jnp.where(anything, value, old)
 
 
 def widened(x: Any, dtype: Any) -> Any:
@@ -81,11 +111,15 @@ def affine(
     bias: Any,
     axes: tuple[int, ...],
     dtype: Any,
+    where: Any = None,
+    mapping: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[jax.Array, ...]:
     """`norm(scale, bias, dtype)`, for parameters of any shape that broadcasts to that of x.
 
     They have as many axes as x. `norm` takes parameters of the shape of `axes`; where one of them
     varies along another axis, both are applied to its result, which is rounded only after them.
+    As in `golden_batch_norm`, what `where` leaves nothing of is the bias, without a derivative, and
+    what is not finite under the mask has no derivative either.
     """
     rest = others(x, axes)
     if all(p is None or all(p.shape[a] == 1 for a in rest) for p in (scale, bias)):
@@ -97,10 +131,17 @@ def affine(
 
     accumulation = jnp.promote_types(jnp.result_type(x, jnp.dtype(dtype)), jnp.float32)
     y, *statistics = norm(None, None, accumulation)
-    if scale is not None:
-        y = y * scale.astype(accumulation)
-    if bias is not None:
-        y = y + bias.astype(accumulation)
+
+    def line(y):
+        y = y if scale is None else y * scale.astype(accumulation)
+        return y if bias is None else y + bias.astype(accumulation)
+
+    if where is None:
+        return (line(y).astype(dtype), *statistics)
+    anything = remains(where, jnp.shape(x), axes, mapping)
+    constant = ~(anything & (where | jnp.isfinite(y)))
+    moving = line(jnp.where(constant, 0, y))
+    y = jnp.where(constant, jax.lax.stop_gradient(line(y)), moving)
     return (y.astype(dtype), *statistics)
 
 
@@ -112,12 +153,11 @@ def layer_norm(
     dtype: Any,
     *,
     where: Any = None,
-    axis_name: Any = None,
-    axis_index_groups: Any = None,
+    mapping: Mapping[str, Any],
     **settings: Any,
 ) -> jax.Array:
     """`golden_layer_norm` over `axes`, with masks, mapped axes and the parameters of `affine`."""
-    if where is None and axis_name is None:
+    if where is None and mapping.get("axis_name") is None:
 
         def norm(scale, bias, dtype):
             return (golden_layer_norm(x, scale, bias, axis=axes, dtype=dtype, **settings),)
@@ -129,15 +169,7 @@ def layer_norm(
 
     def batch_norm(scale, bias, dtype):
         return golden_batch_norm(
-            x,
-            scale,
-            bias,
-            axis=features,
-            where=where,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            dtype=dtype,
-            **settings,
+            x, scale, bias, axis=features, where=where, dtype=dtype, **mapping, **settings
         )
 
-    return affine(batch_norm, x, scale, bias, features, dtype)[0]
+    return affine(batch_norm, x, scale, bias, features, dtype, where, mapping)[0]

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._haiku_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from syntonic_jax.ops import _activation
 
 with required("haiku", "haiku"):
     import haiku as hk
@@ -39,7 +41,7 @@ class PhiResidual(hk.Module):
       implementation: see :func:`syntonic_jax.phi_residual`.
 
     Raises:
-      ValueError: unknown mode (when built); unknown activation or implementation, or a block
+      ValueError: unknown mode or activation (when built); unknown implementation, or a block
         that changes the shape (when called).
       TypeError: data that are not real floating point.
 
@@ -65,6 +67,7 @@ class PhiResidual(hk.Module):
         super().__init__(name=name)
         self.module = module
         self.mode = check_mode("PhiResidual", mode)
+        _activation.check("PhiResidual", activation)
         self.activation = activation
         self.dtype = dtype
         self.implementation = implementation
@@ -109,7 +112,8 @@ class PhiResidualLayerNorm(hk.Module):
       ValueError: unknown mode, another axis, ``use_fast_variance``, a negative eps, an
         initialiser for a parameter that is not created (when built); unequal shapes, a wrong
         parameter shape, a bad target variance, a parameter both created and passed (when called).
-      TypeError: data that are not real floating point.
+      TypeError: a flag that is neither true nor false (when built); data that are not real
+        floating point (when called).
 
     >>> import haiku as hk
     >>> import jax, jax.numpy as jnp
@@ -140,6 +144,8 @@ class PhiResidualLayerNorm(hk.Module):
         implementation: str | None = None,
     ):
         super().__init__(name=name)
+        flags = {"create_scale": create_scale, "create_offset": create_offset}
+        _arguments.flags("PhiResidualLayerNorm", **flags, return_sum=return_sum)
         if axis not in (-1, (-1,), [-1]):
             raise ValueError(f"PhiResidualLayerNorm: axis must be -1, got {axis!r}")
         if param_axis not in (None, -1, (-1,), [-1]):
@@ -160,7 +166,7 @@ class PhiResidualLayerNorm(hk.Module):
         self.offset_init = offset_init or jnp.zeros
         self.mode = check_mode("PhiResidualLayerNorm", mode)
         self.target_variance = target_variance
-        self.return_sum = return_sum
+        self.return_sum = bool(return_sum)
         self.implementation = implementation
 
     def __call__(
@@ -175,6 +181,7 @@ class PhiResidualLayerNorm(hk.Module):
         ``scale`` and ``offset``, of shape ``(features,)``, may be passed where they are not
         created.
         """
+        _check.floating("PhiResidualLayerNorm", identity=identity, residual=residual)
         if self.create_scale and scale is not None:
             raise ValueError("PhiResidualLayerNorm: scale passed with create_scale=True")
         if self.create_offset and offset is not None:

@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
+from syntonic_jax.modes import check_mode
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._linen_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._linen_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from syntonic_jax.ops import _activation
 
 with required("flax", "flax"):
     from flax import linen as nn
@@ -30,16 +33,23 @@ __all__ = [
 class PhiResidual(nn.Module):
     """Adds a block to its own input: ``phi_residual(x, module(x), mode)``.
 
+    A Linen module belongs to the module in whose method it is made. So the variables of the block
+    stand under ``module`` of this layer where both are made in a ``setup``, or outside of any
+    module. In a ``@nn.compact`` method, ``PhiResidual(nn.Dense(4))`` makes a ``Dense_0`` beside
+    this layer, as ``nn.Sequential`` does. There ``PhiResidual(nn.Dense(4, parent=None))`` makes
+    ``PhiResidual_0`` with the variables under ``module``.
+
     Attributes:
       module: any callable that takes ``x`` first and returns an array of its shape: a Linen
-        module, whose variables then stand under ``module``, or a function.
+        module or a function.
       mode: a :class:`syntonic_jax.PhiResidualMode` or its name.
       activation: ``None``, ``'relu'``, ``'gelu'`` or ``'golden_gelu'``, applied to the sum.
       dtype: the dtype of the result (default: the promoted dtype of ``x`` and ``module(x)``).
       implementation: see :func:`syntonic_jax.phi_residual`.
 
-    Raises (when called):
-      ValueError: unknown mode, activation or implementation; a block that changes the shape.
+    Raises:
+      ValueError: unknown mode or activation (when built); unknown implementation, or a block that
+        changes the shape (when called).
       TypeError: data that are not real floating point.
 
     >>> import jax, jax.numpy as jnp
@@ -56,6 +66,12 @@ class PhiResidual(nn.Module):
     activation: str | None = None
     dtype: Dtype | None = None
     implementation: str | None = None
+
+    def __post_init__(self):
+        """Checks what is given by name."""
+        check_mode("PhiResidual", self.mode)
+        _activation.check("PhiResidual", self.activation)
+        super().__post_init__()
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """The residual sum of ``x`` and ``module(x, *args, **kwargs)``; shape of ``x``."""
@@ -94,10 +110,12 @@ class PhiResidualLayerNorm(nn.Module):
         block adds to, in the promoted dtype of the two arrays.
       implementation: see :func:`syntonic_jax.phi_residual_layernorm`.
 
-    Raises (when called):
-      ValueError: unknown mode, unequal shapes, no last axis, a negative epsilon, a bad target
-        variance; ``flax.errors.ScopeParamShapeError`` for parameters of another width.
-      TypeError: data that are not real floating point.
+    Raises:
+      ValueError: unknown mode (when built); unequal shapes, no last axis, a negative epsilon, a bad
+        target variance, ``flax.errors.ScopeParamShapeError`` for parameters of another width
+        (when called).
+      TypeError: a flag that is neither true nor false (when built); data that are not real
+        floating point (when called).
 
     >>> import jax, jax.numpy as jnp
     >>> import numpy as np
@@ -121,9 +139,18 @@ class PhiResidualLayerNorm(nn.Module):
     return_sum: bool = False
     implementation: str | None = None
 
+    def __post_init__(self):
+        """Checks what is given by name, and the flags."""
+        name = "PhiResidualLayerNorm"
+        check_mode(name, self.mode)
+        flags = {"use_bias": self.use_bias, "use_scale": self.use_scale}
+        _arguments.flags(name, **flags, return_sum=self.return_sum)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, identity: jax.Array, residual: jax.Array) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., features]``."""
+        _check.floating("PhiResidualLayerNorm", identity=identity, residual=residual)
         features = jnp.shape(identity)[-1:]
         scale = bias = None
         if self.use_scale:
@@ -138,7 +165,7 @@ class PhiResidualLayerNorm(nn.Module):
             mode=self.mode,
             epsilon=self.epsilon,
             target_variance=self.target_variance,
-            return_sum=self.return_sum,
+            return_sum=bool(self.return_sum),
             dtype=canonicalize_dtype(identity, residual, scale, bias, dtype=self.dtype),
             implementation=self.implementation,
         )

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
+from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._nnx_norm import GoldenBatchNorm, GoldenLayerNorm
 from syntonic_jax.nn._nnx_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from syntonic_jax.ops import _activation
 
 with required("flax", "flax"):
     from flax import nnx
@@ -41,7 +43,7 @@ class PhiResidual(nnx.Module):
       implementation: see :func:`syntonic_jax.phi_residual`.
 
     Raises:
-      ValueError: unknown mode (when built); unknown activation or implementation, or a block
+      ValueError: unknown mode or activation (when built); unknown implementation, or a block
         that changes the shape (when called).
       TypeError: data that are not real floating point.
 
@@ -64,6 +66,7 @@ class PhiResidual(nnx.Module):
     ):
         self.module = module
         self.mode = check_mode("PhiResidual", mode)
+        _activation.check("PhiResidual", activation)
         self.activation = activation
         self.dtype = dtype
         self.implementation = implementation
@@ -111,7 +114,8 @@ class PhiResidualLayerNorm(nnx.Module):
     Raises:
       ValueError: unknown mode (when built); unequal shapes, a last axis other than
         ``num_features``, a negative epsilon, a bad target variance (when called).
-      TypeError: data that are not real floating point.
+      TypeError: a flag that is neither true nor false (when built); data that are not real
+        floating point (when called).
 
     >>> import jax.numpy as jnp
     >>> import numpy as np
@@ -142,6 +146,10 @@ class PhiResidualLayerNorm(nnx.Module):
         return_sum: bool = False,
         implementation: str | None = None,
     ):
+        flags = {"use_bias": use_bias, "use_scale": use_scale, "return_sum": return_sum}
+        _arguments.flags("PhiResidualLayerNorm", **flags)
+        _arguments.size("PhiResidualLayerNorm", num_features=num_features)
+
         def parameter(use: bool, init: Initializer, metadata: Mapping[str, Any]):
             if not use:
                 return nnx.data(None)
@@ -158,11 +166,12 @@ class PhiResidualLayerNorm(nnx.Module):
         self.use_scale = use_scale
         self.mode = check_mode("PhiResidualLayerNorm", mode)
         self.target_variance = target_variance
-        self.return_sum = return_sum
+        self.return_sum = bool(return_sum)
         self.implementation = implementation
 
     def __call__(self, identity: jax.Array, residual: jax.Array) -> Any:
         """y, or ``(y, z)`` with ``return_sum``; all of the shape ``[..., num_features]``."""
+        _check.floating("PhiResidualLayerNorm", identity=identity, residual=residual)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         return phi_residual_layernorm(

@@ -1,8 +1,8 @@
 """What batch normalisation does along its channels: moments, sums, and the transpose of the sums.
 
 An array x is [*G, *outer, *features, *trailing] with G group dimensions (_rows.py); numbers of a
-channel are [*G, *features], in the accumulation type. `block` is (features, trailing): how many
-axes of each kind there are.
+channel are [*G, *features], in the accumulation type. A mask has the axes of x, some of which may
+be broadcast ones. `block` is (features, trailing): how many axes of each kind there are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def moments(
     """Number of elements of every channel, mean, low, var, slope and shift.
 
     The mean to twice the precision is mean + low. The number is a Python float, or an array where
-    there is a mask. Slope and shift are those of `line`.
+    there is a mask. Slope and shift are those of `line`. A channel without elements has the mean 0
+    and an infinite variance, so the slope 0.
     """
     *results, count = bind(
         golden_batch_norm_moments_p,
@@ -72,7 +73,7 @@ def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
         *(() if where is None else (where,)),
         a,
         has_slope=False,
-        has_where=where is not None,
+        mask=None if where is None else "where",
         inputs=(False, True, True),
         outputs=(True,),
         dtype=a.dtype,
@@ -82,16 +83,22 @@ def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
     )
 
 
-def apply_tangent(x, mean, low, slope, dx, shift, tilt, dtype, block: Block, implementation) -> Any:
-    """slope · dx + shift + tilt · (x − mean − low), of which any term may be None."""
+def apply_tangent(
+    x, mean, low, slope, dx, shift, tilt, where, dtype, block: Block, implementation
+) -> Any:
+    """slope · dx + shift + tilt · (x − mean − low), of which any term may be None.
+
+    It is 0 where x is masked and not finite: infinities under the mask have no derivatives.
+    """
     given = [t for t in (dx, shift, tilt) if t is not None]
     (dy,) = bind(
         golden_batch_norm_tangent_p,
         *(x, mean, low),
         *(() if dx is None else (slope,)),
+        *(() if where is None else (where,)),
         *given,
         has_slope=dx is not None,
-        has_where=False,
+        mask=None if where is None else "finite",
         inputs=(dx is not None, shift is not None, tilt is not None),
         outputs=(True,),
         dtype=dtype,
@@ -163,32 +170,52 @@ def _statistics(x, where, block, groups):
         deviation = deviation - spread(offset, x, groups, block)
         return *in_two(mean, offset), jnp.square(deviation).mean(axes)
     (mask,) = where
-    count = mask.sum(axes, dtype=wide.dtype)
-    mean = settled(jnp.where(mask, wide, 0).sum(axes) / count)
+    count = _unmasked_count(mask, x, axes)
+    some = jnp.maximum(count, 1)
+    mean = settled(jnp.where(mask, wide, 0).sum(axes) / some)
     deviation = jnp.where(mask, wide - spread(mean, x, groups, block), 0)
-    offset = deviation.sum(axes) / count
+    offset = deviation.sum(axes) / some
     deviation = jnp.where(mask, deviation - spread(offset, x, groups, block), 0)
-    var = jnp.square(deviation).sum(axes) / count  # NaN without an element, as the mean is
+    var = spread_out(jnp.square(deviation).sum(axes) / some, count)
     return *in_two(mean, offset), var, count
 
 
-def _split(operands, has_slope, has_where, count):
-    """The slope, the mask and the `count` linear operands that follow x, mean and low."""
+def spread_out(var, count) -> Any:
+    """The variance that makes nothing of channels without elements: an infinite one.
+
+    Their slope is then 0, as are all derivatives of it, of any order.
+    """
+    return jnp.where(count > 0, var, jnp.inf)
+
+
+def _unmasked_count(mask, x, axes) -> Any:
+    """How many elements of every channel are unmasked; the mask has ones where it is broadcast."""
+    times = math.prod(n for i, n in enumerate(x.shape) if i in axes and mask.shape[i] == 1)
+    count = mask.sum(axes, dtype=accumulation_dtype(x.dtype)) * wide_count(times)
+    return jnp.broadcast_to(count, [n for i, n in enumerate(x.shape) if i not in axes])
+
+
+def _split(x, operands, has_slope, mask, count):
+    """The slope, what is not masked, and the `count` linear operands that follow x, mean and low.
+
+    `mask` says of what the mask, if there is one, takes the place of zeros: of all that it leaves
+    out ("where"), or of what is not finite there ("finite").
+    """
     slope, rest = operands[:has_slope], operands[has_slope:]
-    mask, linear = rest[:has_where], rest[has_where:]
+    kept, linear = rest[: mask is not None], rest[mask is not None :]
     assert len(linear) == count
-    return slope, mask, linear
+    return slope, [k | jnp.isfinite(x) for k in kept] if mask == "finite" else kept, linear
 
 
-def _unmasked(values, mask):
-    return jnp.where(mask[0], values, 0) if mask else values
+def _unmasked(values, kept):
+    return jnp.where(kept[0], values, 0) if kept else values
 
 
 def _tangent_reference(
-    x, mean, low, *operands, has_slope, has_where, inputs, outputs, dtype, block, groups
+    x, mean, low, *operands, has_slope, mask, inputs, outputs, dtype, block, groups
 ):
     del outputs
-    slope, mask, given = _split(operands, has_slope, has_where, sum(inputs))
+    slope, kept, given = _split(x, operands, has_slope, mask, sum(inputs))
     values = iter(given)
     out = jnp.zeros_like(widen(x))
     if inputs[0]:
@@ -196,17 +223,17 @@ def _tangent_reference(
     if inputs[1]:
         out = out + spread(next(values), x, groups, block)
     if inputs[2]:
-        centred = _unmasked(_centred(x, mean, low, groups, block), mask)
+        centred = _unmasked(_centred(x, mean, low, groups, block), kept)
         out = out + spread(next(values), x, groups, block) * centred
-    return (_unmasked(out, mask).astype(dtype),)
+    return (_unmasked(out, kept).astype(dtype),)
 
 
 def _cotangent_reference(
-    x, mean, low, *operands, has_slope, has_where, inputs, outputs, dtype, block, groups
+    x, mean, low, *operands, has_slope, mask, inputs, outputs, dtype, block, groups
 ):
     del outputs, dtype
-    slope, mask, (ct,) = _split(operands, has_slope, has_where, 1)
-    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), mask)
+    slope, kept, (ct,) = _split(x, operands, has_slope, mask, 1)
+    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), kept)
     axes = _reduced(x, groups, block)
     results = []
     if inputs[0]:
@@ -214,7 +241,7 @@ def _cotangent_reference(
     if inputs[1]:
         results.append(ct.sum(axes))
     if inputs[2]:
-        centred = _unmasked(_centred(x, mean, low, groups, block), mask)
+        centred = _unmasked(_centred(x, mean, low, groups, block), kept)
         results.append((centred * ct).sum(axes))
     return tuple(results)
 
@@ -284,12 +311,7 @@ def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params)
     inputs, ct = params["inputs"], operands[-1]
     dtype = accumulation_dtype(x.dtype)
     sum_only = params | {"inputs": (inputs[0], False, False)}
-    if (
-        params["has_where"]
-        or x.size == 0
-        or ct.dtype not in (x.dtype, dtype)
-        or not any(inputs[1:])
-    ):
+    if params["mask"] or x.size == 0 or ct.dtype not in (x.dtype, dtype) or not any(inputs[1:]):
         return _cotangent_reference(x, mean, low, *operands, block=block, groups=groups, **params)
     planes = planes_of(x, block)
     channels = (*x.shape[:groups], planes.shape[-2])
@@ -343,16 +365,17 @@ def _moments_kinds(*, has_where, has_scale, has_bias, **_):
     return operands, ["parameter"] * (5 + has_where)
 
 
-def _residual_kinds(has_slope, has_where):
-    return ["row", "parameter", "parameter"] + ["parameter"] * has_slope + ["row"] * has_where
+def _residual_kinds(has_slope, mask):
+    rows = ["row"] * (mask is not None)
+    return ["row", "parameter", "parameter"] + ["parameter"] * has_slope + rows
 
 
-def _tangent_kinds(*, has_slope, has_where, inputs, **_):
-    return _residual_kinds(has_slope, has_where) + masked(_INPUT_KINDS, inputs), ["row"]
+def _tangent_kinds(*, has_slope, mask, inputs, **_):
+    return _residual_kinds(has_slope, mask) + masked(_INPUT_KINDS, inputs), ["row"]
 
 
-def _cotangent_kinds(*, has_slope, has_where, inputs, **_):
-    return [*_residual_kinds(has_slope, has_where), "row"], masked(_INPUT_KINDS, inputs)
+def _cotangent_kinds(*, has_slope, mask, inputs, **_):
+    return [*_residual_kinds(has_slope, mask), "row"], masked(_INPUT_KINDS, inputs)
 
 
 transposes(

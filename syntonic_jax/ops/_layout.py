@@ -62,5 +62,9 @@ def layout_of(name: str, axis, dtype, x, **parameters) -> tuple[Layout, Any, lis
 
 
 def mask_of(name: str, where, layout: Layout) -> Any:
-    """`where` as a boolean array in the layout; TypeError or ValueError if it does not fit."""
-    return layout.arrange(_check.mask(name, where, layout.shape))
+    """`where` as a boolean array in the layout; TypeError or ValueError if it does not fit.
+
+    It has the axes of the array, but keeps the size 1 where it is broadcast.
+    """
+    where = _check.mask(name, where, layout.shape, broadcast=False)
+    return layout.arrange(where.reshape((1,) * (len(layout.shape) - where.ndim) + where.shape))

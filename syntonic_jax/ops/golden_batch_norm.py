@@ -18,10 +18,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
 from ..modes import GoldenNormMode
-from ._channels import apply_tangent, in_two, line, moments, sums, wide_count
+from ._channels import apply_tangent, in_two, line, moments, spread, spread_out, sums, wide_count
 from ._layout import Layout, layout_of, mask_of
 from ._line import normalise
-from ._numerics import accumulation_dtype, settled, widen
+from ._numerics import settled, widen
 
 # ---------------------------------------------------------------------------------- public
 
@@ -57,7 +57,8 @@ def golden_batch_norm(
         `GoldenNormMode`.
       epsilon: added to the variance; a Python number, not negative.
       where: boolean array, broadcastable to x: which elements count in the statistics. The others
-        are normalised like them. A feature without any has NaN statistics.
+        are normalised like them. A feature without any has y = bias and NaN statistics, all
+        without derivatives.
       axis_name: a mapped axis (of vmap, pmap or shard_map), or several, over which the statistics
         are merged. Every shard weighs by the number of its elements, an empty one not at all.
       axis_index_groups: groups of indices of that axis to merge within, as in `jax.lax.psum`:
@@ -255,14 +256,9 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
         )
     if options.axis_name is not None:
         _require_mapped(name, options)
-    # Under the mask infinities and NaN are normalised too, but have no part in derivatives.
-    odd = None if where is None else ~(where | jnp.isfinite(x))
-    given = x if odd is None else jnp.where(odd, 0, x)
-    y, mean, _, var = _batch_norm(given, scale, bias, where, layout, options)
-    if odd is not None:
-        statistics = lax.stop_gradient((x, mean, var, scale, bias))
-        by_jnp = options._replace(implementation="xla")  # fused with the choice
-        y = jnp.where(odd, _normalise(*statistics, layout, by_jnp), y)
+    y, mean, _, var, count = _batch_norm(x, scale, bias, where, layout, options)
+    if count is not None:
+        mean, var = (jnp.where(count > 0, s, jnp.nan) for s in (mean, var))
     return layout.restore(y), mean, var
 
 
@@ -311,55 +307,71 @@ def _psum(x, options: _Options):
 
 
 def _moments(x, scale, bias, where, layout: Layout, options: _Options):
-    """mean, what rounding took from it, var, slope and shift of every channel, of all shards."""
+    """Number, mean, what rounding took from it, var, slope and shift of channels, of all shards."""
     count, mean, low, var, slope, shift = moments(
         *(x, scale, bias, where),
         *(options.epsilon, options.scale_factor),
         *(layout.block, options.implementation),
     )
     if options.axis_name is None:
-        return mean, low, var, slope, shift
-    # Chan's rule, for any number of shards at once. Empty ones must not bring their NaN.
-    here = count > 0
-    share = count / _psum(count, options)
+        return count, mean, low, var, slope, shift
+    # Chan's rule, for any number of shards at once. Empty ones have no share.
+    here, total = count > 0, _psum(count, options)
+    share = count / jnp.maximum(total, 1)
     common = settled(_psum(jnp.where(here, mean * share, 0), options))
     # From here on numbers are small beside the mean.
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _psum(apart * share, options)
     var = _psum(jnp.where(here, var + jnp.square(apart - offset), 0) * share, options)
+    if where is not None:
+        var = spread_out(var, total)
     mean, low = in_two(common, offset)
-    return mean, low, var, *line(low, var, scale, bias, options.epsilon, options.scale_factor)
+    slope, shift = line(low, var, scale, bias, options.epsilon, options.scale_factor)
+    return total, mean, low, var, slope, shift
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _batch_norm(x, scale, bias, where, layout: Layout, options: _Options):
-    """y, mean, what rounding took from the mean, and var."""
-    mean, low, var, slope, shift = _moments(x, scale, bias, where, layout, options)
+    """y, mean, what rounding took from the mean, var, and the unmasked number if there is a mask.
+
+    A channel without elements has the mean 0 and an infinite variance here, of which all
+    derivatives are 0.
+    """
+    count, mean, low, var, slope, shift = _moments(x, scale, bias, where, layout, options)
     y = normalise(x, mean, (slope,), shift, 1.0, layout.dtype, layout.block, options.implementation)
-    return y, mean, low, var
+    if where is None:
+        return y, mean, low, var, None
+    # The slope 0 is not enough: what is under the mask may be infinite.
+    some, rest = (spread(v, x, 0, layout.block) for v in (count > 0, shift))
+    return jnp.where(some, y, rest.astype(y.dtype)), mean, low, var, count
 
 
 @functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
 def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
     x, scale, bias, where = primals
     dx, d_scale, d_bias, _ = map(_present, tangents)
-    y, mean, low, var = _batch_norm(x, scale, bias, where, layout, options)
+    y, mean, low, var, count = results = _batch_norm(x, scale, bias, where, layout, options)
     d_mean = d_var = None
     if dx is not None:
         dx = widen(dx)
-        count = jnp.asarray(_count(x, where, layout, options), var.dtype)
+        some = _everything(layout, options) if count is None else jnp.maximum(count, 1)
+        some = jnp.asarray(some, var.dtype)
         first, second = sums(x, mean, low, dx, where, layout.block, options.implementation)
-        d_mean = _psum(first, options) / count
-        d_var = 2 * _psum(second, options) / count
+        d_mean = _psum(first, options) / some
+        d_var = 2 * _psum(second, options) / some
+    if count is not None and d_bias is not None:
+        d_bias = jnp.where(count > 0, d_bias, 0)
     dy = _tangent(
-        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, y.dtype, layout, options
-    )
+        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, where,
+        y.dtype, layout, options,
+    )  # fmt: skip
     zeros = jnp.zeros_like(mean)
-    return (y, mean, low, var), (
+    return results, (
         dy,
         zeros if d_mean is None else d_mean,
         zeros,
         zeros if d_var is None else d_var,
+        None if count is None else jnp.zeros_like(count),
     )
 
 
@@ -380,11 +392,14 @@ def _normalise_jvp(layout: Layout, options: _Options, primals, tangents):
     dx = None if dx is None else widen(dx)
     low = jnp.zeros_like(mean)
     return y, _tangent(
-        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, y.dtype, layout, options
-    )
+        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, None,
+        y.dtype, layout, options,
+    )  # fmt: skip
 
 
-def _tangent(x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, dtype, layout, options):
+def _tangent(
+    x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, where, dtype, layout, options
+):
     """dy = slope · dx + shift + tilt · (x − mean), where any of the tangents may be None."""
     rstd = lax.rsqrt(var + options.epsilon)
     slope = _slope(rstd, scale, options)
@@ -401,7 +416,7 @@ def _tangent(x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, dtype
     if dx is None and shift is None and tilt is None:
         return jnp.zeros(x.shape, dtype)
     return apply_tangent(
-        x, mean, low, slope, dx, shift, tilt, dtype, layout.block, options.implementation
+        x, mean, low, slope, dx, shift, tilt, where, dtype, layout.block, options.implementation
     )
 
 
@@ -416,10 +431,6 @@ def _slope(rstd, scale, options: _Options):
     return slope if scale is None else slope * scale
 
 
-def _count(x, where, layout: Layout, options: _Options):
-    if where is None:
-        return _psum(wide_count(math.prod(layout.reduced)), options)
-    features, trailing = layout.block
-    first = x.ndim - features - trailing
-    axes = tuple(i for i in range(x.ndim) if not first <= i < first + features)
-    return _psum(where.sum(axes, dtype=accumulation_dtype(x.dtype)), options)
+def _everything(layout: Layout, options: _Options):
+    """How many elements a channel has, masked or not."""
+    return _psum(wide_count(math.prod(layout.reduced)), options)

@@ -4,6 +4,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import pytest
+import softmax_layers
 from layer_contract import Layer
 from softmax_layer_contract import (
     FEATURES,
@@ -14,29 +15,11 @@ from softmax_layer_contract import (
     SoftmaxContract,
 )
 
-from syntonic_jax.nn.haiku import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
-
-
-def layer_of(make, x, call=None, method="__call__") -> Layer:
-    @hk.transform
-    def f(*args, **kwargs):
-        return getattr(make(), method)(*args, **kwargs)
-
-    @hk.transform
-    def values(*args, **kwargs):
-        return make()(*args, **kwargs)
-
-    return Layer(
-        lambda: values.init(jax.random.key(0), x, **(call or {})),
-        lambda parameters, *args, **kwargs: f.apply(parameters, None, *args, **kwargs),
-    )
-
 
 class TestSyntonicSoftmax(SoftmaxContract):
     keyed = False
 
-    def build(self, x, call=None, **options):
-        return layer_of(lambda: SyntonicSoftmax(**options), x, call)
+    build = staticmethod(softmax_layers.haiku_softmax)
 
     def empty(self, layer, call):
         return {}
@@ -50,14 +33,11 @@ class TestSyntonicSoftmax(SoftmaxContract):
 class TestSyntonicClassifier(ClassifierContract):
     dense = ("['w']", "['b']")
 
-    def build(self, x, method="__call__", **options):
-        return layer_of(lambda: SyntonicClassifier(**options), x, method=method)
+    build = staticmethod(softmax_layers.haiku_classifier)
 
 
 class TestSyntonicAttention(AttentionContract):
-    def build(self, x, call=None, **options):
-        options = {"name": "multi_head_attention", **options}
-        return layer_of(lambda: SyntonicAttention(HEADS, FEATURES // HEADS, **options), x, call)
+    build = staticmethod(softmax_layers.haiku_attention)
 
     def theirs(self, x):
         init = hk.initializers.TruncatedNormal(0.3)
@@ -72,10 +52,7 @@ class TestSyntonicAttention(AttentionContract):
         )
 
     def path(self, **options):
-        def layer():
-            return SyntonicAttention(HEADS, FEATURES // HEADS, POSITIONS, **options).path
-
-        return hk.testing.transform_and_run(layer)()
+        return softmax_layers.haiku_path(FEATURES // HEADS, **options)
 
     def project(self, parameters, x):
         def dense(name, x):

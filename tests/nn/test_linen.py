@@ -108,3 +108,43 @@ def test_gradients_under_remat_and_scan(rng):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert np.abs(b).max() > 0
         close(a, b, depth)
+
+
+class InCompact(nn.Module):
+    """PhiResidual around a dense layer, both made in one method."""
+
+    own: bool  # whether the dense layer is left to PhiResidual
+
+    @nn.compact
+    def __call__(self, x):
+        return PhiResidual(nn.Dense(WIDTH, **({"parent": None} if self.own else {})))(x)
+
+
+class InSetup(nn.Module):
+    def setup(self):
+        self.block = PhiResidual(nn.Dense(WIDTH))
+
+    def __call__(self, x):
+        return self.block(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        (PhiResidual(nn.Dense(WIDTH)), ("module",)),
+        (InSetup(), ("block", "module")),
+        (InCompact(own=True), ("PhiResidual_0", "module")),
+        (InCompact(own=False), ("Dense_0",)),
+    ],
+)
+def test_where_the_variables_of_a_block_stand(rng, module, path):
+    """What the docstring says of it; the values are the same everywhere."""
+    x, dense = normal(rng, 2, WIDTH), nn.Dense(WIDTH)
+    variables = dense.init(jax.random.key(0), x)
+    held = variables["params"]
+    for name in reversed(path):
+        held = {name: held}
+    want = PhiResidual(lambda x: dense.apply(variables, x)).apply({}, x)
+    made = module.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, held)
+    np.testing.assert_array_equal(module.apply({"params": held}, x), want)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import norm_layers
 import numpy as np
 import pytest
 from batch_norm_contract import FlaxBatchNormContract
@@ -9,12 +10,7 @@ from flax import errors
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 from layer_contract import described, normal
-from norm_contract import (
-    SHAPE,
-    FlaxLayerNormContract,
-    Norm,
-    assert_same_arguments,
-)
+from norm_contract import SHAPE, FlaxLayerNormContract, assert_same_arguments, widened
 from training_contract import CLASSES, MOMENTUM, WIDTHS, TrainingContract
 from training_contract import Network as ConvolutionalNetwork
 
@@ -23,27 +19,8 @@ from syntonic_jax.nn.linen import GoldenBatchNorm, GoldenLayerNorm
 KEY = jax.random.key(0)
 
 
-def split(variables):
-    return variables.get("params", {}), variables.get("batch_stats", {})
-
-
 class TestGoldenBatchNorm(FlaxBatchNormContract):
-    def build(self, theirs, x, **options):
-        if theirs:
-            options = {"use_fast_variance": False, **options}
-        layer = (nn.BatchNorm if theirs else GoldenBatchNorm)(**options)
-
-        def apply(parameters, statistics, x, train=True, mask=None):
-            y, new = layer.apply(
-                {"params": parameters, "batch_stats": statistics},
-                x,
-                use_running_average=not train,
-                mask=mask,
-                mutable=["batch_stats"],
-            )
-            return y, new["batch_stats"]
-
-        return Norm(lambda: split(layer.init(KEY, x, use_running_average=False)), apply)
+    build = staticmethod(norm_layers.linen_batch_norm)
 
     def test_arguments_are_those_of_batch_norm(self):
         assert_same_arguments(GoldenBatchNorm, nn.BatchNorm, ignored=("parent", "name"))
@@ -74,14 +51,19 @@ class TestGoldenBatchNorm(FlaxBatchNormContract):
     @pytest.mark.parametrize("data", ["float16", "float32"])
     @pytest.mark.parametrize("param_dtype", ["float16", "bfloat16", "float32"])
     def test_without_force_float32_reductions(self, rng, data, param_dtype):
-        """Statistics are kept in the dtype that theirs are kept in, through the first update."""
+        """Parameters and y have the dtypes of theirs; statistics are not kept in 16 bits."""
         x = self.data(rng, data)
         options = {"force_float32_reductions": False, "param_dtype": param_dtype}
         norms = self.ours(x, **options), self.theirs(x, **options)
-        assert described(norms[0].init()) == described(norms[1].init())
+        (parameters, statistics), (theirs, loaded) = (norm.init() for norm in norms)
+        assert described(parameters) == described(theirs)
+        assert described(statistics) == described(jax.tree.map(widened, loaded))
         for train in (True, False):
-            got, want = (norm.apply(*norms[1].init(), x, train) for norm in norms)
-            assert jax.tree.map(lambda a: a.dtype, got) == jax.tree.map(lambda a: a.dtype, want)
+            (y, after), (want, _) = (norm.apply(theirs, loaded, x, train) for norm in norms)
+            assert y.dtype == want.dtype
+            assert {a.dtype for a in jax.tree.leaves(after)} == {
+                jnp.dtype("float32") if train else jnp.dtype(param_dtype)
+            }
 
     def test_statistics_loaded_in_bfloat16_become_float32(self, rng):
         x = self.data(rng, "bfloat16")
@@ -133,15 +115,7 @@ class TestGoldenBatchNorm(FlaxBatchNormContract):
 
 
 class TestGoldenLayerNorm(FlaxLayerNormContract):
-    def build(self, theirs, x, **options):
-        if theirs:
-            options = {"use_fast_variance": False, **options}
-        layer = (nn.LayerNorm if theirs else GoldenLayerNorm)(**options)
-
-        def apply(parameters, statistics, x, train=True, mask=None):
-            return layer.apply({"params": parameters}, x, mask=mask), statistics
-
-        return Norm(lambda: split(layer.init(KEY, x)), apply)
+    build = staticmethod(norm_layers.linen_layer_norm)
 
     def test_arguments_are_those_of_layer_norm(self):
         assert_same_arguments(GoldenLayerNorm, nn.LayerNorm, ignored=("parent", "name"))
@@ -229,4 +203,4 @@ class TestTraining(TrainingContract):
             logits, new = network.apply(variables, x, train, mutable=["batch_stats"])
             return logits, new["batch_stats"]
 
-        return ConvolutionalNetwork(lambda x: split(network.init(KEY, x, True)), apply)
+        return ConvolutionalNetwork(lambda x: norm_layers.split(network.init(KEY, x, True)), apply)

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import softmax_layers
 from flax import linen as nn
 from layer_contract import Layer, normal
 from softmax_layer_contract import (
     CLASSES,
+    FEATURES,
     HEADS,
     POSITIONS,
     AttentionContract,
@@ -18,16 +20,8 @@ from softmax_layer_contract import (
 from syntonic_jax.nn.linen import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
 
 
-def layer_of(layer, x, call=None, method="__call__") -> Layer:
-    def apply(variables, *args, **kwargs):
-        return layer.apply(variables, *args, method=method, **kwargs)
-
-    return Layer(lambda: layer.init(jax.random.key(0), x, **(call or {})), apply)
-
-
 class TestSyntonicSoftmax(SoftmaxContract):
-    def build(self, x, call=None, **options):
-        return layer_of(SyntonicSoftmax(**options), x, call)
+    build = staticmethod(softmax_layers.linen_softmax)
 
     def empty(self, layer, call):
         return {}
@@ -44,8 +38,7 @@ class TestSyntonicSoftmax(SoftmaxContract):
 class TestSyntonicClassifier(ClassifierContract):
     dense = ("['kernel']", "['bias']")
 
-    def build(self, x, method="__call__", **options):
-        return layer_of(SyntonicClassifier(**options), x, method=method)
+    build = staticmethod(softmax_layers.linen_classifier)
 
     def test_dtype_arguments(self, x):
         classifier = SyntonicClassifier(CLASSES, dtype="bfloat16")
@@ -55,15 +48,14 @@ class TestSyntonicClassifier(ClassifierContract):
 
 
 class TestSyntonicAttention(AttentionContract):
-    def build(self, x, call=None, **options):
-        return layer_of(SyntonicAttention(HEADS, **options), x, call)
+    build = staticmethod(softmax_layers.linen_attention)
 
     def theirs(self, x):
-        layer = layer_of(nn.MultiHeadAttention(HEADS), x)
+        layer = softmax_layers.linen_layer(nn.MultiHeadAttention(HEADS), x)
         return Layer(layer.init, lambda variables, x, mask: layer.apply(variables, x, mask=mask))
 
     def path(self, **options):
-        return SyntonicAttention(HEADS, POSITIONS, **options).path
+        return softmax_layers.linen_path(FEATURES // HEADS, **options)
 
     def project(self, parameters, x):
         tree = parameters["params"]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import norm_layers
 import numpy as np
 import pytest
 from batch_norm_contract import FlaxBatchNormContract
@@ -11,7 +12,6 @@ from layer_contract import described, normal
 from norm_contract import (
     CHANNELS,
     FlaxLayerNormContract,
-    Norm,
     assert_same_arguments,
 )
 from training_contract import CLASSES, MOMENTUM, WIDTHS, TrainingContract
@@ -20,26 +20,8 @@ from training_contract import Network as ConvolutionalNetwork
 from syntonic_jax.nn.nnx import GoldenBatchNorm, GoldenLayerNorm
 
 
-def width(x, axes):
-    return int(np.prod([x.shape[a] for a in np.atleast_1d(axes)]))
-
-
 class TestGoldenBatchNorm(FlaxBatchNormContract):
-    def build(self, theirs, x, **options):
-        if theirs:
-            options = {"use_fast_variance": False, **options}
-        layer = nnx.BatchNorm if theirs else GoldenBatchNorm
-        made = layer(width(x, options.get("axis", -1)), rngs=nnx.Rngs(0), **options)
-        graph, *variables = nnx.split(made, nnx.Param, nnx.BatchStat)
-
-        def apply(parameters, statistics, x, train=True, mask=None):
-            # merge takes over the variables themselves, and the layer updates them.
-            statistics = jax.tree.map(lambda leaf: leaf, statistics)
-            layer = nnx.merge(graph, parameters, statistics)
-            y = layer(x, use_running_average=not train, mask=mask)
-            return y, nnx.state(layer, nnx.BatchStat)
-
-        return Norm(lambda: tuple(variables), apply)
+    build = staticmethod(norm_layers.nnx_batch_norm)
 
     def test_arguments_are_those_of_batch_norm(self):
         assert_same_arguments(GoldenBatchNorm.__init__, nnx.BatchNorm.__init__)
@@ -140,17 +122,7 @@ class TestGoldenBatchNorm(FlaxBatchNormContract):
 
 
 class TestGoldenLayerNorm(FlaxLayerNormContract):
-    def build(self, theirs, x, **options):
-        if theirs:
-            options = {"use_fast_variance": False, **options}
-        layer = nnx.LayerNorm if theirs else GoldenLayerNorm
-        made = layer(width(x, options.get("feature_axes", -1)), rngs=nnx.Rngs(0), **options)
-        graph, state = nnx.split(made)
-
-        def apply(parameters, statistics, x, train=True, mask=None):
-            return nnx.merge(graph, parameters)(x, mask=mask), statistics
-
-        return Norm(lambda: (state, {}), apply)
+    build = staticmethod(norm_layers.nnx_layer_norm)
 
     def test_arguments_are_those_of_layer_norm(self):
         assert_same_arguments(GoldenLayerNorm.__init__, nnx.LayerNorm.__init__)

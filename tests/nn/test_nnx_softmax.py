@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import softmax_layers
 from flax import nnx
 from layer_contract import Layer, normal
 from softmax_layer_contract import (
@@ -19,18 +20,8 @@ from softmax_layer_contract import (
 from syntonic_jax.nn.nnx import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
 
 
-def layer_of(made, method="__call__") -> Layer:
-    graph, state = nnx.split(made)
-    return Layer(
-        lambda: state,
-        lambda state, *args, **kwargs: getattr(nnx.merge(graph, state), method)(*args, **kwargs),
-    )
-
-
 class TestSyntonicSoftmax(SoftmaxContract):
-    def build(self, x, call=None, **options):
-        options = {"num_features": x.shape[-1], "rngs": nnx.Rngs(0), **options}
-        return layer_of(SyntonicSoftmax(**options))
+    build = staticmethod(softmax_layers.nnx_softmax)
 
     def empty(self, layer, call):
         return layer.init()
@@ -55,8 +46,7 @@ class TestSyntonicSoftmax(SoftmaxContract):
 class TestSyntonicClassifier(ClassifierContract):
     dense = ("['kernel']", "['bias']")
 
-    def build(self, x, method="__call__", **options):
-        return layer_of(SyntonicClassifier(x.shape[-1], rngs=nnx.Rngs(0), **options), method)
+    build = staticmethod(softmax_layers.nnx_classifier)
 
     def test_under_nnx_jit_and_value_and_grad(self, x):
         classifier = SyntonicClassifier(FEATURES, CLASSES, rngs=nnx.Rngs(0))
@@ -76,18 +66,16 @@ class TestSyntonicClassifier(ClassifierContract):
 
 
 class TestSyntonicAttention(AttentionContract):
-    def build(self, x, call=None, **options):
-        options = {"num_positions": POSITIONS, "rngs": nnx.Rngs(0), **options}
-        return layer_of(SyntonicAttention(HEADS, FEATURES, **options))
+    build = staticmethod(softmax_layers.nnx_attention)
 
     def theirs(self, x):
-        layer = layer_of(
+        layer = softmax_layers.nnx_layer(
             nnx.MultiHeadAttention(HEADS, FEATURES, rngs=nnx.Rngs(0), decode=False, keep_rngs=False)
         )
         return Layer(layer.init, lambda state, x, mask: layer.apply(state, x, mask=mask))
 
     def path(self, **options):
-        return SyntonicAttention(HEADS, FEATURES, POSITIONS, rngs=nnx.Rngs(0), **options).path
+        return softmax_layers.nnx_path(FEATURES // HEADS, **options)
 
     def project(self, parameters, x):
         layer = SyntonicAttention(HEADS, FEATURES, mode="identity", rngs=nnx.Rngs(0))

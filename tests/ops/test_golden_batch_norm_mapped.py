@@ -195,16 +195,6 @@ def test_types(dtype, implementation, rng):
     assert [r.dtype for r in (y, mean, var)] == [dtype, "float32", "float32"]
 
 
-def test_nothing_anywhere(implementation, rng):
-    """A channel that no shard has an element of has NaN statistics; the others do not."""
-    x, _, _ = operands(rng)
-    where = np.broadcast_to(np.arange(SHAPE[-1]) != 2, SHAPE)
-    f = functools.partial(golden_batch_norm, axis_name="d", implementation=implementation)
-    results = mapped("vmap", lambda x, where: f(x, where=where), x, jnp.asarray(where))
-    for result in results:
-        np.testing.assert_array_equal(np.isnan(result), np.broadcast_to(~where[0, 0], result.shape))
-
-
 def test_several_axes(implementation, rng):
     """One name of two, and both, over which the inputs may or may not vary."""
     mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(AxisType.Auto,) * 2)
