@@ -17,6 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch
+from .._propagation import contained
 from ..modes import GoldenNormMode
 from ._channels import apply_tangent, in_two, line, moments, spread, spread_out, sums, wide_count
 from ._layout import Layout, layout_of, mask_of
@@ -241,6 +242,7 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
         )
     if options.axis_name is not None:
         _require_mapped(name, options.axis_name)
+    scale, bias = contained(scale), contained(bias)
     y, mean, _, var, count = _batch_norm(x, scale, bias, where, layout, options)
     if count is not None:
         mean, var = (jnp.where(count > 0, s, jnp.nan) for s in (mean, var))
@@ -253,6 +255,7 @@ def _golden_batch_norm_inference(x, mean, var, scale, bias, *static):
     layout, x, (mean, var, scale, bias) = layout_of(
         options.function, options.axis, options.dtype, x, mean=mean, var=var, scale=scale, bias=bias
     )
+    mean, var, scale, bias = map(contained, (mean, var, scale, bias))
     return layout.restore(_normalise(x, mean, var, scale, bias, layout, options))
 
 
