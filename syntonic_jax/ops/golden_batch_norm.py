@@ -234,7 +234,7 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
         name, options.axis, options.dtype, x, scale=scale, bias=bias
     )
     if where is not None:
-        where = mask_of(name, where, layout)
+        where = mask_of(name, where, layout, x)
     if 0 in layout.reduced or not layout.reduced:
         raise ValueError(
             f"{name}: axis must leave something to reduce over, at least one element on other "
