@@ -7,6 +7,7 @@ be broadcast ones. `block` is (features, trailing): how many axes of each kind t
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -26,13 +27,18 @@ Block = tuple[int, int]
 def line(low, var, scale, bias, epsilon: float, scale_factor: float) -> tuple[Any, Any]:
     """slope and shift of y = slope · (x − mean) + shift; scale and bias may be None.
 
-    The shift takes in what rounding took from the mean.
+    The shift takes in what rounding took from the mean, unless the slope is infinite: y is then.
     """
     slope = scale_factor * lax.rsqrt(var + epsilon)
     if scale is not None:
         slope = slope * scale
-    shift = -slope * low
+    shift = -_finite(slope) * low
     return slope, shift if bias is None else bias + shift
+
+
+def _finite(x) -> Any:
+    """x, and 0 where it is infinite or no number."""
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def moments(
@@ -137,11 +143,27 @@ def _centred(x, mean, low, groups: int, block: Block) -> Any:
     return (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
 
 
-def in_two(mean, offset) -> tuple[Any, Any]:
+def _in_two(mean, offset) -> tuple[Any, Any]:
     """mean and low, from a mean in two numbers of any size, the first a settled one."""
     offset = settled(offset)
     total = mean + offset
-    return total, (mean - total) + offset
+    return total, jnp.where(jnp.isfinite(mean), (mean - total) + offset, 0)
+
+
+def merged(mean, low, var, count, average) -> tuple[Any, Any, Any]:
+    """mean, low and var of all, from those of parts of which `average` makes a weighted mean.
+
+    Chan's rule, for any number of parts at once. `count` is the number of all their elements: the
+    mean is infinite where their sum is, as in jnp.
+    """
+    common = settled(average(mean))
+    common = jnp.where(jnp.isfinite(common * count), common, common * count)
+    here = jnp.isfinite(common)
+    # From here on numbers are small beside the mean.
+    apart = jnp.where(here, (mean - common) + low, 0)
+    offset = _finite(average(apart))
+    var = average(var + jnp.square(apart - offset))
+    return *_in_two(common, offset), jnp.where(here, var, var + jnp.abs(common))
 
 
 def _moments_operands(operands, has_where, has_scale, has_bias):
@@ -166,18 +188,19 @@ def _statistics(x, where, block, groups):
         mean = settled(wide.mean(axes))
         deviation = wide - spread(mean, x, groups, block)
         # The mean of the deviations takes out what rounding left in the first mean.
-        offset = deviation.mean(axes)
+        # It is not finite where numbers are infinite, or overflow: the first mean is then right.
+        offset = _finite(deviation.mean(axes))
         deviation = deviation - spread(offset, x, groups, block)
-        return *in_two(mean, offset), jnp.square(deviation).mean(axes)
+        return *_in_two(mean, offset), jnp.square(deviation).mean(axes)
     (mask,) = where
     count = _unmasked_count(mask, x, axes)
     some = jnp.maximum(count, 1)
     mean = settled(jnp.where(mask, wide, 0).sum(axes) / some)
     deviation = jnp.where(mask, wide - spread(mean, x, groups, block), 0)
-    offset = deviation.sum(axes) / some
+    offset = _finite(deviation.sum(axes) / some)
     deviation = jnp.where(mask, deviation - spread(offset, x, groups, block), 0)
     var = spread_out(jnp.square(deviation).sum(axes) / some, count)
-    return *in_two(mean, offset), var, count
+    return *_in_two(mean, offset), var, count
 
 
 def spread_out(var, count) -> Any:
@@ -294,13 +317,9 @@ def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups,
     shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
     if found[0].shape[groups] == 1:
         return [v.reshape(shape) for v in found]
-    # Chan's rule, for parts of equal size.
-    mean, low, var, *_ = found
-    common = settled(mean.mean(groups, keepdims=True))
-    apart = (mean - common) + low
-    offset = apart.mean(groups, keepdims=True)
-    total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)
-    mean, low, var = (v.reshape(shape) for v in (*in_two(common, offset), total))
+    average = functools.partial(jnp.mean, axis=groups, keepdims=True)
+    count = wide_count(_count(x, groups, block))
+    mean, low, var = (v.reshape(shape) for v in merged(*found[:3], count, average))
     return [mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor)]
 
 

@@ -19,10 +19,10 @@ from jax.typing import ArrayLike, DTypeLike
 from .. import _check, _dispatch
 from .._propagation import contained
 from ..modes import GoldenNormMode
-from ._channels import apply_tangent, in_two, line, moments, spread, spread_out, sums, wide_count
+from ._channels import apply_tangent, line, merged, moments, spread, spread_out, sums, wide_count
 from ._layout import Layout, layout_of, mask_of
 from ._line import normalise
-from ._numerics import settled, widen
+from ._numerics import widen
 
 # ---------------------------------------------------------------------------------- public
 
@@ -293,17 +293,14 @@ def _moments(x, scale, bias, where, layout: Layout, options: _Options):
     )
     if options.axis_name is None:
         return count, mean, low, var, slope, shift
-    # Chan's rule, for any number of shards at once. Empty ones have no share.
+    # Empty shards have no share.
     here, total = count > 0, _psum(count, options)
     share = count / jnp.maximum(total, 1)
-    common = settled(_psum(jnp.where(here, mean * share, 0), options))
-    # From here on numbers are small beside the mean.
-    apart = jnp.where(here, (mean - common) + low, 0)
-    offset = _psum(apart * share, options)
-    var = _psum(jnp.where(here, var + jnp.square(apart - offset), 0) * share, options)
+    mean, low, var = merged(
+        mean, low, var, total, lambda v: _psum(jnp.where(here, v * share, 0), options)
+    )
     if where is not None:
         var = spread_out(var, total)
-    mean, low = in_two(common, offset)
     slope, shift = line(low, var, scale, bias, options.epsilon, options.scale_factor)
     return total, mean, low, var, slope, shift
 
