@@ -38,8 +38,18 @@ _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 _with_kernel: dict[Primitive, Callable[[str], None]] = {}
 
 
-def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | None = None):
-    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen."""
+def define(
+    name: str,
+    reference: Reference,
+    *,
+    operation: str,
+    kernel: Kernel | None = None,
+    alone: Reference | None = None,
+):
+    """A primitive of `operation` that computes `reference`, by `kernel` where that is chosen.
+
+    On a single device `alone`, if given, takes the place of the reference.
+    """
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
@@ -55,7 +65,13 @@ def define(name: str, reference: Reference, *, operation: str, kernel: Kernel | 
         key = tuple(sorted(params.items()))
         return list(out_avals(avals, key, jax.sharding.get_abstract_mesh()))
 
-    lower_reference = mlir.lower_fun(reference, multiple_results=True)
+    lower_shared, lower_alone = (
+        mlir.lower_fun(f, multiple_results=True) for f in (reference, alone or reference)
+    )
+
+    def lower_reference(ctx, *operands, **params):
+        lower = lower_alone if _compat.partition_devices(ctx) == 1 else lower_shared
+        return lower(ctx, *operands, **params)
 
     def lower(ctx, *operands, implementation, **params):
         if implementation == "cuda" and kernel is not None:

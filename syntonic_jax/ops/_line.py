@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from .._partition import Value, row_call
 from .._primitive import bind, define
 from .._rows import batch_rows
-from ._channels import Block, planes_of, spread
+from ._channels import planes_of
 from ._numerics import widen
+from ._statistics import Block, spread
 
 
 def normalise(

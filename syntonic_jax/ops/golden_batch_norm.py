@@ -19,10 +19,11 @@ from jax.typing import ArrayLike, DTypeLike
 from .. import _check, _dispatch
 from .._propagation import contained
 from ..modes import GoldenNormMode
-from ._channels import apply_tangent, line, merged, moments, spread, spread_out, sums, wide_count
+from ._channels import apply_tangent, moments, sums
 from ._layout import Layout, layout_of, mask_of
 from ._line import normalise
 from ._numerics import widen
+from ._statistics import line, merged, spread, spread_out, wide_count
 
 # ---------------------------------------------------------------------------------- public
 
@@ -46,6 +47,11 @@ def golden_batch_norm(
     y = scale · √t · (x − mean) / √(var + ε) + bias; mean and the biased variance are those of x,
     before √t: what running statistics are made of. Under jit with sharded arrays they are those
     of the whole batch.
+
+    Infinities are those of the formula, one operation after the other, with the slope √t / √(var +
+    ε) · scale made first: a feature whose squares overflow the accumulation type (from deviations
+    of 1e19 on in float32) has an infinite variance and y = bias, one whose sum overflows has an
+    infinite mean and no y, as in jnp; y is infinite where the slope is.
 
     Args:
       x: array of float16, bfloat16, float32 or float64, features at `axis`: channels last
@@ -117,7 +123,7 @@ def golden_batch_norm_inference(
 ) -> jax.Array:
     """Normalises every feature by given statistics, as running ones are.
 
-    y = scale · √t · (x − mean) / √(var + ε) + bias.
+    y = scale · √t · (x − mean) / √(var + ε) + bias, of which the slope is made first.
 
     Args:
       x: array of float16, bfloat16, float32 or float64, features at `axis`.
@@ -329,7 +335,8 @@ def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
     d_mean = d_var = None
     if dx is not None:
         dx = widen(dx)
-        some = _everything(layout, options) if count is None else jnp.maximum(count, 1)
+        everything = wide_count(math.prod(layout.reduced))
+        some = _psum(everything, options) if count is None else jnp.maximum(count, 1)
         some = jnp.asarray(some, var.dtype)
         first, second = sums(x, mean, low, dx, where, layout.block, options.implementation)
         d_mean = _psum(first, options) / some
@@ -404,8 +411,3 @@ def _slope(rstd, scale, options: _Options):
     """∂y/∂x for given statistics."""
     slope = options.scale_factor * rstd
     return slope if scale is None else slope * scale
-
-
-def _everything(layout: Layout, options: _Options):
-    """How many elements a channel has, masked or not."""
-    return _psum(wide_count(math.prod(layout.reduced)), options)
