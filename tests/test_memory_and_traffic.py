@@ -95,7 +95,7 @@ def assert_no_more(f, formula, operands, parameters):
             once = len(sharded) if kind == "all-gather" else 0
             assert ours[kind] <= max(theirs[kind], once), (kind, ours, theirs)
         # One sum of each kind more: what rounding takes from the mean.
-        assert ours["all-reduce"] <= max(theirs["all-reduce"] * 3 / 2, 0), (ours, theirs)
+        assert ours["all-reduce"] <= theirs["all-reduce"] * 3 / 2, (ours, theirs)
 
 
 def placed(mesh, shape, spec, dtype="float32"):
@@ -103,7 +103,7 @@ def placed(mesh, shape, spec, dtype="float32"):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("rows", "parameters"), battery.thinned(LAYOUTS, 2), ids=str)
+@pytest.mark.parametrize(("rows", "parameters"), battery.thinned(LAYOUTS, 3), ids=str)
 def test_collectives(rows, parameters, masked):
     mesh = mesh_of(AxisType.Auto)
     pair = [placed(mesh, (CHANNELS,), parameters)] * 2
