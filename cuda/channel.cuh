@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   wait_for_launches();
   const auto entry = [&](int64_t row) { return own[row * shape.count]; };
   const M merged = across_lanes(merge_range<kMergeRows>(int64_t{lane}, rows, kWarp, entry), kWarp);
-  if (lane == 0) f.store(result, merged, parameters);
+  f.store(result, merged, parameters, shape, lane);
 }
 
 // ---- launching ----

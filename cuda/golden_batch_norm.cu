@@ -4,6 +4,11 @@
 namespace syntonic {
 namespace {
 
+template <class A>
+__device__ bool finite(A x) {
+  return x - x == A(0);
+}
+
 // V elements as they came from memory; one alone may be smaller than a word.
 template <class T, int V>
 struct Elements {
@@ -121,15 +126,36 @@ struct MomentsOf {
     const int64_t of = i / results_per_group * channels + i % channels;
     return {scale ? scale[of] : A(1), bias ? bias[of] : A(0)};
   }
-  __device__ void store(int64_t i, const M& moments, const Parameters& parameters) const {
-    const A rounded = moments.mean(), rest = (moments.pivot - rounded) + moments.offset;
-    const A variance = moments.m2 / count, rstd = A(1) / sqrt(variance + epsilon);
-    const A steepness = scale_factor * rstd * parameters.scale;
+  // All lanes of a warp have the same moments.
+  __device__ void store(int64_t i, const M& moments, const Parameters& parameters,
+                        const Channels& shape, int lane) const {
+    A rounded = moments.mean(), rest = (moments.pivot - rounded) + moments.offset;
+    A variance = moments.m2 / count;
+    if (!finite(rounded * count) || !finite(variance)) {
+      const SumPair<A> sums = plain_sums(i, shape, lane);
+      rounded = sums.first / count, rest = 0;
+      variance = sums.second == A(0) ? A(INFINITY) : A(NAN);
+    }
+    if (lane != 0) return;
+    const A steepness = scale_factor * (A(1) / sqrt(variance + epsilon)) * parameters.scale;
     mean[i] = rounded;
     low[i] = rest;
     var[i] = variance;
     slope[i] = steepness;
-    shift[i] = parameters.bias - steepness * rest;
+    shift[i] = parameters.bias - (finite(steepness) ? steepness * rest : A(0));
+  }
+  // The sum of a channel as it is, and how many of its numbers are not finite: what merging makes
+  // of numbers beyond the range is not what their sum is. Such a channel is rare, and slow.
+  __device__ SumPair<A> plain_sums(int64_t i, const Channels& shape, int lane) const {
+    const int64_t partial = i / shape.count, channel = i % shape.count;
+    SumPair<A> sums;
+    for (int64_t n = lane; n < shape.outer * shape.inner; n += kWarp) {
+      const int64_t row = (partial * shape.outer + n / shape.inner) * shape.count + channel;
+      const A number = static_cast<A>(x[row * shape.inner + n % shape.inner]);
+      sums.first += number;
+      sums.second += finite(number) ? A(0) : A(1);
+    }
+    return across_lanes(sums, kWarp);
   }
 };
 
@@ -200,7 +226,9 @@ struct SumsOf {
 
   struct Parameters {};
   __device__ Parameters parameters(int64_t) const { return {}; }
-  __device__ void store(int64_t i, const M& sums, const Parameters&) const {
+  __device__ void store(int64_t i, const M& sums, const Parameters&, const Channels&,
+                        int lane) const {
+    if (lane != 0) return;
     sum[i] = sums.first;
     product[i] = sums.second;
   }

@@ -18,7 +18,8 @@
 //   void     take(Turn&, const Number&, const Channel&) const
 //   void     end(M&, const Turn&, int n) const        n numbers were taken
 //   auto     parameters(int64_t result) const         what `store` needs from memory
-//   void     store(int64_t result, const M&, parameters) const
+//   void     store(int64_t result, const M&, parameters, const Channels&, int lane) const
+//                                                          called by a warp
 #pragma once
 
 #include "stage.cuh"

@@ -129,3 +129,61 @@ def draw(rng, shape, axis, dtype, out=None, mean=0.0, deviation=1.0):
 
 def draw_parameters(rng, shape, axis, dtype="float32", names=("scale", "bias")):
     return {name: jnp.asarray(rng.normal(size=channels_of(shape, axis)), dtype) for name in names}
+
+
+# --- numbers at the ends of the range -------------------------------------------------------------
+
+
+def ends_of_range(dtype) -> np.ndarray:
+    """Channels [count, channels] whose sums or squares are infinite, or none.
+
+    In whatever order: of both signs, numbers are small enough for sums of a hundred of them.
+    """
+    largest = float(oracles.info(dtype).max)
+    pattern = np.array([1.0, -1.0, 0.25, 0.5, -0.75, 2.0, 0.0, 1.5])
+    inf = np.inf
+    infinite = [[inf], [-inf], [inf, -inf], [np.nan], [inf, inf], [1, 2, 3, inf], [1, 2, -inf]]
+    channels = [np.concatenate([head, pattern[len(head) :]]) for head in infinite]
+    channels += [largest * s * pattern for s in (1e-3, 1e-4)]  # squares
+    channels += [np.full(8, s * largest) for s in (1, -1, 0.6)]  # sums
+    channels += [largest / 128 * np.array([1, -1] * 4), pattern, 1e4 + pattern, np.full(8, 0.5)]
+    return np.stack(channels, -1)
+
+
+PARAMETERS = [  # scale, bias, target variance
+    (1.0, 0.0, 1.0),
+    (np.inf, 0.5, 1.0),
+    (-np.inf, -0.5, 1.0),
+    (0.0, 0.0, 1.0),
+    (np.nan, 0.0, 1.0),
+    (1.0, np.inf, 1.0),
+    ("largest", 0.5, 16.0),
+]
+
+
+def plain(x, scale, bias, variance, statistics=None, epsilon=1e-5):
+    """(y, mean, var) as the formula has them, one operation after the other, over all but the
+    last axis."""
+    wide = x.astype(oracles.accumulation(x.dtype))
+    over = tuple(range(x.ndim - 1))
+    mean, var = statistics or (wide.mean(over), jnp.square(wide - wide.mean(over)).mean(over))
+    slope = np.sqrt(variance).item() / jnp.sqrt(var + epsilon) * scale
+    return slope * (wide - mean) + bias, mean, var
+
+
+def check_infinities(f, dtype, scale, bias, variance, copies=1):
+    """f(x, scale, bias) with the entries that the formula has, infinite, none or finite."""
+    acc = oracles.accumulation(dtype)
+    x = jnp.tile(jnp.asarray(ends_of_range(dtype), dtype), (copies, 1))
+    scale = float(oracles.info(acc).max) / 2 if scale == "largest" else scale
+    scale, bias = (jnp.full(x.shape[-1], v, acc) for v in (scale, bias))
+    expected = [oracles.real(e) for e in plain(x, scale, bias, variance)]
+    got = [oracles.real(g.astype(acc)) for g in f(x, scale, bias)]
+    # Two roundings an element of what is summed, which is no larger than this.
+    slack = 4 * len(x) * oracles.unit(acc) * (1 + np.abs(oracles.real(x)).max(0, initial=0))
+    for g, e, name in zip(got, expected, ("y", "mean", "var")):
+        np.testing.assert_array_equal(np.isnan(g), np.isnan(e), name)
+        np.testing.assert_array_equal(np.isinf(g), np.isinf(e), name)
+        np.testing.assert_array_equal(g[np.isinf(e)], e[np.isinf(e)], name)
+    finite = np.isfinite(expected[1])
+    assert (np.abs(got[1][finite] - expected[1][finite]) <= slack[finite]).all()

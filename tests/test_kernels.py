@@ -272,6 +272,26 @@ def test_batch_norm_far_from_zero(shape, axis, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize(("scale", "bias", "variance"), batch_norm_check.PARAMETERS[::2], ids=str)
+@pytest.mark.parametrize("layout", ["last", "first", "long"])
+def test_batch_norm_infinities(layout, scale, bias, variance, dtype):
+    """Also where many threads have a part of a channel."""
+    acc = oracles.accumulation(dtype)
+
+    def f(x, scale, bias):
+        norm = functools.partial(
+            golden_batch_norm, target_variance=variance, dtype=acc, implementation="cuda"
+        )
+        if layout == "first":
+            y, mean, var = norm(x.T.reshape(1, -1, 4, 2), scale, bias, axis=1)
+            return y.reshape(x.shape[::-1]).T, mean, var
+        return norm(x, scale, bias)
+
+    copies = 100 if layout == "long" else 1
+    batch_norm_check.check_infinities(f, dtype, scale, bias, variance, copies)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [

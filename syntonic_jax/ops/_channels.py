@@ -7,6 +7,7 @@ be broadcast ones. `block` is (features, trailing): how many axes of each kind t
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -16,23 +17,10 @@ from jax import lax
 from .._partition import Value, row_call
 from .._primitive import bind, define, transposes
 from .._rows import batch_rows, masked
-from ._numerics import accumulation_dtype, settled, widen
-
-Block = tuple[int, int]
+from ._numerics import accumulation_dtype, widen
+from ._statistics import Block, count_of, line, merged, reduced, spread, statistics, wide_count
 
 # ------------------------------------------------------------------------------- operations
-
-
-def line(low, var, scale, bias, epsilon: float, scale_factor: float) -> tuple[Any, Any]:
-    """slope and shift of y = slope · (x − mean) + shift; scale and bias may be None.
-
-    The shift takes in what rounding took from the mean.
-    """
-    slope = scale_factor * lax.rsqrt(var + epsilon)
-    if scale is not None:
-        slope = slope * scale
-    shift = -slope * low
-    return slope, shift if bias is None else bias + shift
 
 
 def moments(
@@ -56,13 +44,8 @@ def moments(
         block=block,
         groups=0,
         implementation=implementation,
-    ) + ([_count(x, 0, block)] if where is None else [])
+    ) + ([count_of(x, 0, block)] if where is None else [])
     return wide_count(count), *results
-
-
-def wide_count(count: Any) -> Any:
-    """A number of elements as a float if it is a Python int, which may be beyond int32."""
-    return float(count) if isinstance(count, int) else count
 
 
 def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
@@ -112,36 +95,8 @@ def apply_tangent(
 # ------------------------------------------------------------------------------- reference
 
 
-def _reduced(x: Any, groups: int, block: Block) -> tuple[int, ...]:
-    """The axes of x along a channel."""
-    features, trailing = block
-    return (
-        *range(groups, x.ndim - features - trailing),
-        *range(x.ndim - trailing, x.ndim),
-    )
-
-
-def _count(x: Any, groups: int, block: Block) -> Any:
-    return math.prod(x.shape[axis] for axis in _reduced(x, groups, block))
-
-
-def spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
-    """Numbers of channels in a shape that broadcasts against x."""
-    features, trailing = block
-    outer = x.ndim - groups - features - trailing
-    lead, rest = channel.shape[:groups], channel.shape[groups:]
-    return channel.reshape(lead + (1,) * outer + rest + (1,) * trailing)
-
-
 def _centred(x, mean, low, groups: int, block: Block) -> Any:
     return (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
-
-
-def in_two(mean, offset) -> tuple[Any, Any]:
-    """mean and low, from a mean in two numbers of any size, the first a settled one."""
-    offset = settled(offset)
-    total = mean + offset
-    return total, (mean - total) + offset
 
 
 def _moments_operands(operands, has_where, has_scale, has_bias):
@@ -152,47 +107,17 @@ def _moments_operands(operands, has_where, has_scale, has_bias):
 
 
 def _moments_reference(
-    x, *operands, has_where, has_scale, has_bias, epsilon, scale_factor, block, groups
+    x, *operands, has_where, has_scale, has_bias, epsilon, scale_factor, block, groups, alone=False
 ):
     where, scale, bias = _moments_operands(operands, has_where, has_scale, has_bias)
-    mean, low, var, *count = _statistics(x, where, block, groups)
-    return mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor), *count
+    mean, low, var, *count = statistics(x, where, block, groups, alone)
+    results = mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor), *count
+    # On a CPU they would be made anew for every element of y, within the loop over them.
+    return lax.optimization_barrier(results) if alone else results
 
 
-def _statistics(x, where, block, groups):
-    axes = _reduced(x, groups, block)
-    wide = widen(x)
-    if not where:
-        mean = settled(wide.mean(axes))
-        deviation = wide - spread(mean, x, groups, block)
-        # The mean of the deviations takes out what rounding left in the first mean.
-        offset = deviation.mean(axes)
-        deviation = deviation - spread(offset, x, groups, block)
-        return *in_two(mean, offset), jnp.square(deviation).mean(axes)
-    (mask,) = where
-    count = _unmasked_count(mask, x, axes)
-    some = jnp.maximum(count, 1)
-    mean = settled(jnp.where(mask, wide, 0).sum(axes) / some)
-    deviation = jnp.where(mask, wide - spread(mean, x, groups, block), 0)
-    offset = deviation.sum(axes) / some
-    deviation = jnp.where(mask, deviation - spread(offset, x, groups, block), 0)
-    var = spread_out(jnp.square(deviation).sum(axes) / some, count)
-    return *in_two(mean, offset), var, count
-
-
-def spread_out(var, count) -> Any:
-    """The variance that makes nothing of channels without elements: an infinite one.
-
-    Their slope is then 0, as are all derivatives of it, of any order.
-    """
-    return jnp.where(count > 0, var, jnp.inf)
-
-
-def _unmasked_count(mask, x, axes) -> Any:
-    """How many elements of every channel are unmasked; the mask has ones where it is broadcast."""
-    times = math.prod(n for i, n in enumerate(x.shape) if i in axes and mask.shape[i] == 1)
-    count = mask.sum(axes, dtype=accumulation_dtype(x.dtype)) * wide_count(times)
-    return jnp.broadcast_to(count, [n for i, n in enumerate(x.shape) if i not in axes])
+def _moments_on_cpu(x, *operands, devices, **params):
+    return _moments_reference(x, *operands, **params, alone=devices == 1)
 
 
 def _split(x, operands, has_slope, mask, count):
@@ -234,7 +159,7 @@ def _cotangent_reference(
     del outputs, dtype
     slope, kept, (ct,) = _split(x, operands, has_slope, mask, 1)
     ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), kept)
-    axes = _reduced(x, groups, block)
+    axes = reduced(x, groups, block)
     results = []
     if inputs[0]:
         results.append(spread(slope[0], x, groups, block) * ct)
@@ -297,13 +222,10 @@ def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups,
     shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
     if found[0].shape[groups] == 1:
         return [v.reshape(shape) for v in found]
-    # Chan's rule, for parts of equal size.
+    average = functools.partial(jnp.mean, axis=groups, keepdims=True)
+    count = wide_count(count_of(x, groups, block))
     mean, low, var, *_ = found
-    common = settled(mean.mean(groups, keepdims=True))
-    apart = (mean - common) + low
-    offset = apart.mean(groups, keepdims=True)
-    total = (var + jnp.square(apart - offset)).mean(groups, keepdims=True)
-    mean, low, var = (v.reshape(shape) for v in (*in_two(common, offset), total))
+    mean, low, var = (v.reshape(shape) for v in merged(mean, low, var, count, average))
     return [mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor)]
 
 
@@ -343,6 +265,7 @@ golden_batch_norm_moments_p = define(
     _moments_reference,
     operation="golden_batch_norm",
     kernel=_moments_kernel,
+    on_cpu=_moments_on_cpu,
     divides_by_zero=_without_spread,
 )
 golden_batch_norm_tangent_p = define(

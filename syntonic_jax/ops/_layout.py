@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,10 +62,16 @@ def layout_of(name: str, axis, dtype, x, **parameters) -> tuple[Layout, Any, lis
     return layout, layout.arrange(x), wide
 
 
-def mask_of(name: str, where, layout: Layout) -> Any:
+def mask_of(name: str, where, layout: Layout, x: Any) -> Any:
     """`where` as a boolean array in the layout; TypeError or ValueError if it does not fit.
 
-    It has the axes of the array, but keeps the size 1 where it is broadcast.
+    It has the axes of the array x in the layout, but keeps the size 1 where it is broadcast. On a
+    mesh with explicit axes it is sharded as x is: what it hides does not decide where results are.
     """
     where = _check.mask(name, where, layout.shape, broadcast=False)
-    return layout.arrange(where.reshape((1,) * (len(layout.shape) - where.ndim) + where.shape))
+    where = layout.arrange(where.reshape((1,) * (len(layout.shape) - where.ndim) + where.shape))
+    sharding = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+        return where
+    spec = (s if n > 1 else None for s, n in zip(sharding.spec, where.shape, strict=True))
+    return jax.sharding.reshard(where, jax.NamedSharding(sharding.mesh, jax.P(*spec)))

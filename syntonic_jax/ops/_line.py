@@ -1,4 +1,4 @@
-"""What batch normalisation does to every element: y = (x − mean) · factors + shift.
+"""What batch normalisation does to every element: y = factors · (x − mean) + shift.
 
 Elementwise work belongs to XLA, which fuses it with the activation that follows. The kernel is for
 where nothing follows, and is taken only where it is asked for by name.
@@ -17,14 +17,15 @@ import jax.numpy as jnp
 from .._partition import Value, row_call
 from .._primitive import bind, define
 from .._rows import batch_rows
-from ._channels import Block, planes_of, spread
+from ._channels import planes_of
 from ._numerics import widen
+from ._statistics import Block, spread
 
 
 def normalise(
     x, mean, factors, shift, scale_factor: float, dtype, block: Block, implementation
 ) -> Any:
-    """scale_factor · (x − mean) · factors + shift, rounded once to `dtype`; shift may be None."""
+    """scale_factor · factors · (x − mean) + shift, rounded once to `dtype`; shift may be None."""
     (y,) = bind(
         golden_batch_norm_normalise_p,
         *(x, mean, *factors),
@@ -41,12 +42,12 @@ def normalise(
 
 
 def _reference(x, mean, *operands, factors, has_shift, scale_factor, dtype, block, groups):
-    y = widen(x) - spread(mean, x, groups, block)
     # Element by element: for their product along the channels XLA would launch a kernel of its own.
-    # The first factor, which is near the inverse of the deviation, comes before all that enlarge.
+    # One number is made of them nevertheless, which is infinite where the kernel's is.
+    slope = scale_factor
     for numbers in operands[:factors]:
-        y = y * spread(numbers, x, groups, block)
-    y = scale_factor * y
+        slope = slope * jnp.broadcast_to(spread(numbers, x, groups, block), x.shape)
+    y = slope * (widen(x) - spread(mean, x, groups, block))
     if has_shift:
         y = y + spread(operands[factors], x, groups, block)
     return (y.astype(dtype),)

@@ -17,11 +17,13 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
+from .._propagation import contained
 from ..modes import GoldenNormMode
-from ._channels import apply_tangent, in_two, line, moments, spread, spread_out, sums, wide_count
+from ._channels import apply_tangent, moments, sums
 from ._layout import Layout, layout_of, mask_of
 from ._line import normalise
-from ._numerics import settled, widen
+from ._numerics import widen
+from ._statistics import line, merged, spread, spread_out, wide_count
 
 # ---------------------------------------------------------------------------------- public
 
@@ -45,6 +47,11 @@ def golden_batch_norm(
     y = scale · √t · (x − mean) / √(var + ε) + bias; mean and the biased variance are those of x,
     before √t: what running statistics are made of. Under jit with sharded arrays they are those
     of the whole batch.
+
+    Infinities are those of the formula, one operation after the other, with the slope √t / √(var +
+    ε) · scale made first: a feature whose squares overflow the accumulation type (from deviations
+    of 1e19 on in float32) has an infinite variance and y = bias, one whose sum overflows has an
+    infinite mean and no y, as in jnp; y is infinite where the slope is.
 
     Args:
       x: array of float16, bfloat16, float32 or float64, features at `axis`: channels last
@@ -118,7 +125,7 @@ def golden_batch_norm_inference(
 ) -> jax.Array:
     """Normalises every feature by given statistics, as running ones are.
 
-    y = scale · √t · (x − mean) / √(var + ε) + bias.
+    y = scale · √t · (x − mean) / √(var + ε) + bias, of which the slope is made first.
 
     Args:
       x: array of float16, bfloat16, float32 or float64, features at `axis`.
@@ -248,7 +255,7 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
         name, options.axis, options.dtype, x, scale=scale, bias=bias
     )
     if where is not None:
-        where = mask_of(name, where, layout)
+        where = mask_of(name, where, layout, x)
     if 0 in layout.reduced or not layout.reduced:
         raise ValueError(
             f"{name}: axis must leave something to reduce over, at least one element on other "
@@ -256,6 +263,7 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
         )
     if options.axis_name is not None:
         _require_mapped(name, options)
+    scale, bias = contained(scale), contained(bias)
     y, mean, _, var, count = _batch_norm(x, scale, bias, where, layout, options)
     if count is not None:
         mean, var = (jnp.where(count > 0, s, jnp.nan) for s in (mean, var))
@@ -275,6 +283,7 @@ def _golden_batch_norm_inference(
     layout, x, (mean, var, scale, bias) = layout_of(
         options.function, options.axis, options.dtype, x, mean=mean, var=var, scale=scale, bias=bias
     )
+    mean, var, scale, bias = map(contained, (mean, var, scale, bias))
     return layout.restore(_normalise(x, mean, var, scale, bias, layout, options))
 
 
@@ -315,17 +324,14 @@ def _moments(x, scale, bias, where, layout: Layout, options: _Options):
     )
     if options.axis_name is None:
         return count, mean, low, var, slope, shift
-    # Chan's rule, for any number of shards at once. Empty ones have no share.
+    # Empty shards have no share.
     here, total = count > 0, _psum(count, options)
     share = count / jnp.maximum(total, 1)
-    common = settled(_psum(jnp.where(here, mean * share, 0), options))
-    # From here on numbers are small beside the mean.
-    apart = jnp.where(here, (mean - common) + low, 0)
-    offset = _psum(apart * share, options)
-    var = _psum(jnp.where(here, var + jnp.square(apart - offset), 0) * share, options)
+    mean, low, var = merged(
+        mean, low, var, total, lambda v: _psum(jnp.where(here, v * share, 0), options)
+    )
     if where is not None:
         var = spread_out(var, total)
-    mean, low = in_two(common, offset)
     slope, shift = line(low, var, scale, bias, options.epsilon, options.scale_factor)
     return total, mean, low, var, slope, shift
 
@@ -354,7 +360,8 @@ def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
     d_mean = d_var = None
     if dx is not None:
         dx = widen(dx)
-        some = _everything(layout, options) if count is None else jnp.maximum(count, 1)
+        everything = wide_count(math.prod(layout.reduced))
+        some = _psum(everything, options) if count is None else jnp.maximum(count, 1)
         some = jnp.asarray(some, var.dtype)
         first, second = sums(x, mean, low, dx, where, layout.block, options.implementation)
         d_mean = _psum(first, options) / some
@@ -429,8 +436,3 @@ def _slope(rstd, scale, options: _Options):
     """∂y/∂x for given statistics."""
     slope = options.scale_factor * rstd
     return slope if scale is None else slope * scale
-
-
-def _everything(layout: Layout, options: _Options):
-    """How many elements a channel has, masked or not."""
-    return _psum(wide_count(math.prod(layout.reduced)), options)

@@ -31,19 +31,27 @@ Status golden_batch_norm_moments(Stream, const GoldenBatchNormMoments& call) {
     const int64_t known = of_group(call.channels, call.groups, result);
     double sum = 0, squares = 0;
     for_channel(call.channels, result, [&](int64_t i) { sum += load(call.x, call.dtype, i); });
-    const double mean = sum / count, rounded = stored(acc, mean);
+    double mean = sum / count, rounded = stored(acc, mean);
+    bool odd = false;
     for_channel(call.channels, result, [&](int64_t i) {
-      const double deviation = load(call.x, call.dtype, i) - mean;
+      const double number = load(call.x, call.dtype, i), deviation = number - mean;
       squares += deviation * deviation;
+      odd |= !std::isfinite(number);
     });
+    double var = stored(acc, stored(acc, squares) / count);
+    if (!std::isfinite(stored(acc, sum))) {
+      rounded = mean = stored(acc, sum);
+      var = odd ? NAN : INFINITY;
+    }
+    const double low = std::isfinite(rounded) ? mean - rounded : 0;
     store(call.mean, acc, result, rounded);
-    store(call.low, acc, result, mean - rounded);
-    store(call.var, acc, result, squares / count);
+    store(call.low, acc, result, low);
+    store(call.var, acc, result, var);
     const double scale = call.scale != nullptr ? load(call.scale, acc, known) : 1;
     const double bias = call.bias != nullptr ? load(call.bias, acc, known) : 0;
-    const double slope = scale * call.scale_factor / std::sqrt(squares / count + call.epsilon);
+    const double slope = stored(acc, call.scale_factor / std::sqrt(var + call.epsilon) * scale);
     store(call.slope, acc, result, slope);
-    store(call.shift, acc, result, bias - slope * (mean - rounded));
+    store(call.shift, acc, result, std::isfinite(slope) ? bias - slope * low : bias);
   }
   return kSuccess;
 }

@@ -1,0 +1,149 @@
+"""The statistics of channels in jnp, and what becomes of them: a slope and a shift.
+
+Arrays and `block` are as in _channels.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from ._numerics import accumulation_dtype, settled, widen
+
+Block = tuple[int, int]
+
+# -------------------------------------------------------------------------------- channels
+
+
+def reduced(x: Any, groups: int, block: Block) -> tuple[int, ...]:
+    """The axes of x along a channel."""
+    features, trailing = block
+    return (
+        *range(groups, x.ndim - features - trailing),
+        *range(x.ndim - trailing, x.ndim),
+    )
+
+
+def count_of(x: Any, groups: int, block: Block) -> Any:
+    """How many elements a channel has."""
+    return math.prod(x.shape[axis] for axis in reduced(x, groups, block))
+
+
+def spread(channel: Any, x: Any, groups: int, block: Block) -> Any:
+    """Numbers of channels in a shape that broadcasts against x."""
+    features, trailing = block
+    outer = x.ndim - groups - features - trailing
+    lead, rest = channel.shape[:groups], channel.shape[groups:]
+    return channel.reshape(lead + (1,) * outer + rest + (1,) * trailing)
+
+
+def wide_count(count: Any) -> Any:
+    """A number of elements as a float if it is a Python int, which may be beyond int32."""
+    return float(count) if isinstance(count, int) else count
+
+
+# ------------------------------------------------------------------------------ statistics
+
+
+def line(low, var, scale, bias, epsilon: float, scale_factor: float) -> tuple[Any, Any]:
+    """slope and shift of y = slope · (x − mean) + shift; scale and bias may be None.
+
+    The shift takes in what rounding took from the mean, unless the slope is infinite: y is then.
+    """
+    slope = scale_factor * lax.rsqrt(var + epsilon)
+    if scale is not None:
+        slope = slope * scale
+    shift = -_finite(slope) * low
+    return slope, shift if bias is None else bias + shift
+
+
+def _finite(x) -> Any:
+    """x, and 0 where it is infinite or no number."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def _in_two(mean, offset) -> tuple[Any, Any]:
+    """mean and low, from a mean in two numbers of any size, the first a settled one."""
+    offset = settled(offset)
+    total = mean + offset
+    return total, jnp.where(jnp.isfinite(total), (mean - total) + offset, 0)
+
+
+def merged(mean, low, var, count, average) -> tuple[Any, Any, Any]:
+    """mean, low and var of all, from those of parts of which `average` makes a weighted mean.
+
+    Chan's rule, for any number of parts at once. `count` is the number of all their elements: the
+    mean is infinite where their sum is, as in jnp.
+    """
+    common = settled(average(mean))
+    common = jnp.where(jnp.isfinite(common * count), common, common * count)
+    here = jnp.isfinite(common)
+    # From here on numbers are small beside the mean.
+    apart = jnp.where(here, (mean - common) + low, 0)
+    offset = _finite(average(apart))
+    var = average(var + jnp.square(apart - offset))
+    return *_in_two(common, offset), jnp.where(here, var, var + jnp.abs(common))
+
+
+def statistics(x, where, block, groups, alone) -> tuple[Any, ...]:
+    """mean, low and var, and under a mask the number of elements; `alone`: on a single device."""
+    axes = reduced(x, groups, block)
+    wide = widen(x)
+    near = None
+    if where:
+        (mask,) = where
+        count = _unmasked_count(mask, x, axes)
+        some = jnp.maximum(count, 1)
+    else:
+        near = _near_mean(wide, axes) if alone else None
+
+    def average(values):
+        return jnp.where(mask, values, 0).sum(axes) / some if where else values.mean(axes)
+
+    first = settled(average(wide)) if near is None else near
+    # The mean of the deviations takes out what rounding left in the first mean.
+    offset = average(wide - spread(first, x, groups, block))
+    if near is None:
+        offset = _finite(offset)  # it is not where the first mean is infinite, which then holds
+    mean, low = _in_two(first, offset)
+    squares = average(jnp.square(wide - spread(mean, x, groups, block)))
+    var = jnp.maximum(squares - _finite(jnp.square(low)), 0)
+    return (mean, low, spread_out(var, count), count) if where else (mean, low, var)
+
+
+_NEAR = 64  # of so many numbers no single one that is far from the others moves the mean far
+
+
+def _near_mean(wide, axes) -> Any:
+    """A number near the mean of every channel, that of some elements: a pass over x is spared.
+
+    It is so small beside the largest number that nothing overflows by it. None where the number of
+    elements is not known. Over several devices those elements would have to be sent.
+    """
+    if not all(isinstance(wide.shape[axis], int) for axis in axes):
+        return None
+    ends, left = list(wide.shape), _NEAR
+    for axis in reversed(axes):
+        ends[axis] = min(ends[axis], max(left, 1))
+        left //= max(ends[axis], 1)
+    near = settled(lax.slice(wide, [0] * wide.ndim, ends).mean(axes))
+    info = jnp.finfo(wide.dtype)
+    return jnp.where(jnp.abs(near) < info.max * info.eps / 8, near, 0)
+
+
+def spread_out(var, count) -> Any:
+    """The variance that makes nothing of channels without elements: an infinite one.
+
+    Their slope is then 0, as are all derivatives of it, of any order.
+    """
+    return jnp.where(count > 0, var, jnp.inf)
+
+
+def _unmasked_count(mask, x, axes) -> Any:
+    """How many elements of every channel are unmasked; the mask has ones where it is broadcast."""
+    times = math.prod(n for i, n in enumerate(x.shape) if i in axes and mask.shape[i] == 1)
+    count = mask.sum(axes, dtype=accumulation_dtype(x.dtype)) * wide_count(times)
+    return jnp.broadcast_to(count, [n for i, n in enumerate(x.shape) if i not in axes])
