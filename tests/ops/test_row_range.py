@@ -117,7 +117,7 @@ def test_a_large_slope_keeps_y_finite(implementation):
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_subnormal_and_zero_rows(dtype, implementation, x64):
-    """Numbers below the normal range keep their small y, or are flushed to zero, as XLA:CPU does."""
+    """Numbers below the normal range keep their small y, or are flushed, as XLA:CPU does."""
     tiny = float(oracles.info(dtype).smallest_normal)
     pattern = np.array([1.0, -1.0, 0.25, 0.5])
     x = jnp.asarray(np.stack([tiny / 2 * pattern, 0 * pattern]), dtype)
