@@ -1,3 +1,4 @@
+#include "golden.cuh"
 #include "phi_residual_layernorm.h"
 #include "row.cuh"
 #include "row_statistics.cuh"
@@ -26,8 +27,8 @@ struct Arguments {
         width(call.rows.width),
         shifted(all_aligned(call.identity, call.residual, call.y, call.z)),
         team(plan.team),
-        identity_scale(static_cast<A>(call.sum_scale)),
-        residual_scale(static_cast<A>(call.sum_scale * call.residual_scale)),
+        sum_scale(static_cast<A>(call.sum_scale)),
+        residual_scale(static_cast<A>(call.residual_scale)),
         epsilon(static_cast<A>(call.epsilon)),
         scale_factor(static_cast<A>(call.scale_factor)) {}
 
@@ -43,7 +44,7 @@ struct Arguments {
   int64_t width;
   bool shifted;  // whether rows of other than whole packs may be moved by packs
   int team;
-  A identity_scale;
+  A sum_scale;
   A residual_scale;
   A epsilon;
   A scale_factor;
@@ -51,12 +52,6 @@ struct Arguments {
 
 template <class T>
 using RowPack = Packed<T, kVector<T>>;
-
-// Each is scaled first: their sum may be beyond the range where this is not.
-template <class T>
-__device__ Acc<T> golden_sum(const Arguments<T>& a, Acc<T> identity, Acc<T> residual) {
-  return fma(a.residual_scale, residual, a.identity_scale * identity);
-}
 
 // The residual sum, rounded to T: statistics and y are those of the rounded sum. Without a residual
 // the sum is identity.
@@ -67,8 +62,7 @@ __device__ Packed<T, N> residual_sum(const Arguments<T>& a, const Packed<T, N>& 
   Acc<T> i[N], r[N];
   unpack(identity, i);
   unpack(residual, r);
-#pragma unroll
-  for (int e = 0; e < N; ++e) i[e] = golden_sum(a, i[e], r[e]);
+  golden_sum(i, r, a.sum_scale, a.residual_scale);
   return pack<T>(i);
 }
 
@@ -113,10 +107,11 @@ constexpr bool kMayLeaveRange = !std::is_same_v<T, f16>;
 // One number of z.
 template <class T>
 __device__ Acc<T> residual_sum(const Arguments<T>& a, int64_t i) {
-  const Acc<T> identity = static_cast<Acc<T>>(a.identity[i]);
-  if (!a.residual) return identity;
-  const Acc<T> residual = static_cast<Acc<T>>(a.residual[i]);
-  return static_cast<Acc<T>>(narrow<T>(golden_sum(a, identity, residual)));
+  Acc<T> z[1] = {static_cast<Acc<T>>(a.identity[i])};
+  if (!a.residual) return z[0];
+  const Acc<T> residual[1] = {static_cast<Acc<T>>(a.residual[i])};
+  golden_sum(z, residual, a.sum_scale, a.residual_scale);
+  return static_cast<Acc<T>>(narrow<T>(z[0]));
 }
 
 // The statistics of a row of any range, by one warp, number by number from memory.

@@ -139,11 +139,16 @@ def _norm_of_sums(sums, coefficient):
     small, middle, large = sums[..., 0], sums[..., 1], sums[..., 2]
     factor, least, _ = _RANGES[sums.dtype.name]
     inverse = 1 / factor
+
+    def rescaled(total, by):
+        # Not by its square, which is out of range: XLA multiplies constants with each other first.
+        return jnp.square(jnp.sqrt(total) * by)
+
     is_large, is_small = large > 0, (middle < least) & (small > 0)
     total = jnp.where(
         is_large,
-        large + middle * inverse * inverse,
-        jnp.where(is_small, small + middle * factor * factor, middle + small * inverse * inverse),
+        large + rescaled(middle, inverse),
+        jnp.where(is_small, small + rescaled(middle, factor), middle + rescaled(small, inverse)),
     )
     back = jnp.where(is_large, factor, jnp.where(is_small, inverse, 1))
     return coefficient * jnp.sqrt(total) * back
