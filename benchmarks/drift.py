@@ -38,7 +38,7 @@ PHI = Fraction((1 << 200) + math.isqrt(5 << 400), 1 << 201)
 def chains(dtype: str, residuals: GoldenArray) -> tuple[GoldenArray, jax.Array]:
     """The sums after every step: exact, and in floats."""
 
-    def exact_step(z, r):
+    def exact_step(z: ResonantTensor, r):
         z = phi_residual(z, ResonantTensor(r))
         return z, z.lattice
 

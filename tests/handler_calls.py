@@ -37,7 +37,7 @@ CALLS = {
     "golden_layer_norm": (
         {"x": ROWS, "scale": PARAMETER, "bias": PARAMETER},
         {"y": ROWS, "statistics": STATISTICS},
-        {"epsilon": 1e-5, "scale_factor": 1.0, "operands": 3, "statistics": 1},
+        {"epsilon": 1e-5, "scale_factor": 1.0, "operands": 3, "residuals": 1},
     ),
     "golden_layer_norm_cotangent": (
         {"x": ROWS, "statistics": STATISTICS, "scale": PARAMETER, "ct_y": ROWS},
@@ -277,8 +277,8 @@ WRONG = [
     ("golden_layer_norm", {"epsilon": float("inf")}, "attribute epsilon must be finite"),
     ("golden_layer_norm", {"scale_factor": float("nan")}, "scale_factor must be finite"),
     ("golden_layer_norm", {"operands": 4}, r"operands must lie in 0\.\.3, got 4"),
-    ("golden_layer_norm", {"statistics": 2}, r"statistics must lie in 0\.\.1, got 2"),
-    ("golden_layer_norm", {"statistics": 0}, "has 1 results, got 2"),
+    ("golden_layer_norm", {"residuals": 2}, r"residuals must lie in 0\.\.1, got 2"),
+    ("golden_layer_norm", {"residuals": 0}, "has 1 results, got 2"),
     ("golden_layer_norm_cotangent", {"ct_y": floats(4, 6)}, "ct_y " + SHAPE.format("x")),
     ("golden_layer_norm_cotangent", {"d_x": floats(4, 6)}, "d_x " + SHAPE.format("x")),
     ("golden_layer_norm_cotangent", {"d_x": HALF}, "d_x must be float32, got float16"),

@@ -299,15 +299,15 @@ def test_phi_residual_layernorm_gradient(return_sum):
     f = functools.partial(layernorm, return_sum=return_sum, target_variance=4.0)
     forward, backward = custom_calls(gradients(f, 0, 1, 2, 3), ROWS, ROWS, PARAMETER, PARAMETER)
     assert forward.target == "syntonic_phi_residual_layernorm"
-    assert forward.results == ["6x4x8xbf16", "6x4x8xbf16", "6x4xf32", "6x4xf32"]
+    assert forward.results == ["6x4x8xbf16", "6x4x8xbf16", "6x4x3xf32"]
     assert number(forward.attributes["results"]) == 3
-    rows, vector = "1x1x24x8xbf16", "1x1x24xf32"
+    rows, statistics = "1x1x24x8xbf16", "1x1x24x3xf32"
     scratch = backward.results.pop()
     assert re.fullmatch(r"\d+xf32", scratch)
     check_call(
         backward,
         "syntonic_phi_residual_layernorm_cotangent",
-        [rows, vector, vector, "8xf32", rows] + [rows] * return_sum,
+        [rows, statistics, "8xf32", rows] + [rows] * return_sum,
         [rows, rows, "1x1x8xf32", "1x1x8xf32"],  # one partial sum on one device
         identity_scale=1.0,
         residual_scale=PHI_INV,
@@ -328,10 +328,10 @@ def test_only_the_gradients_asked_for():
 
 
 def test_kept_for_the_backward_pass():
-    rows, vector = ("bfloat16", (6, 4, WIDTH)), ("float32", (6, 4))
+    rows, statistics = ("bfloat16", (6, 4, WIDTH)), ("float32", (6, 4, 3))
     parameter = ("float32", (WIDTH,))
-    assert kept(layernorm, ROWS, ROWS) == [rows, vector, vector]
-    assert kept(layernorm, ROWS, ROWS, PARAMETER, PARAMETER) == [rows, vector, vector, parameter]
+    assert kept(layernorm, ROWS, ROWS) == [rows, statistics]
+    assert kept(layernorm, ROWS, ROWS, PARAMETER, PARAMETER) == [rows, statistics, parameter]
     for function in (phi_residual_relu, phi_residual_gelu):
         assert kept(function, ROWS, ROWS) == [rows]
     assert kept(golden_gelu, ROWS) == [rows]

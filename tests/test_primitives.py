@@ -12,6 +12,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 from syntonic_jax import _compat, _dispatch
+from syntonic_jax.lattice import snap_distance
 
 # Looked for where they are kept, not where they are made: one made by hand is found too.
 PRIMITIVES = {
@@ -27,7 +28,7 @@ LINEAR = {name for name in PRIMITIVES if name.endswith(("_tangent", "_cotangent"
 TABLES = {
     "vmap": (batching.fancy_primitive_batchers, set(PRIMITIVES)),
     "jvp": (ad.primitive_jvps, set(PRIMITIVES) - WHOLE),
-    "transpose": (ad.primitive_transposes, LINEAR | {"phi_residual"}),
+    "transpose": (ad.primitive_transposes, LINEAR | {"phi_residual", "contained"}),
     "checkify": (_compat._checkify.error_checks, set(PRIMITIVES)),
     "jet": (_compat._jet.jet_rules, set(PRIMITIVES)),
 }
@@ -58,4 +59,5 @@ def test_every_primitive_is_met_by_the_cases():
         met |= names(f, *operands)
         met |= names(jax.grad(transformations.loss(f), positions), *operands)
         met |= names(lambda *x, f=f: jax.jvp(f, x, x), *operands)
+    met |= names(snap_distance, np.ones(1, "float32"))
     assert set(PRIMITIVES) <= met

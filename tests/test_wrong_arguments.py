@@ -174,7 +174,9 @@ LOSS = {"logits": X, "labels": jnp.array([0, 1, 3])}
 calls(
     syntonic_jax.syntonic_cross_entropy,
     LOSS | CLASSES,
-    {"logits": [*DATA, None], "mode_norms": PARAMETER, "labels": LABELS} | WEIGHTS,
+    {"logits": [*DATA, None], "mode_norms": PARAMETER, "labels": LABELS}
+    | {"ignore_index": [v for v in AXIS if v is not None and type(v) is not int]}
+    | WEIGHTS,
 )
 calls(
     syntonic_jax.syntonic_cross_entropy,

@@ -10,18 +10,18 @@ constexpr int32_t kScale = 1;
 constexpr int32_t kBias = 2;
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               double epsilon, double scale_factor, int32_t given, int32_t keeps) {
+               double epsilon, double scale_factor, int32_t given, int32_t residuals) {
   Call call("syntonic_golden_layer_norm", operands, results);
   call.finite("epsilon", epsilon);
   call.finite("scale_factor", scale_factor);
   call.require(epsilon >= 0, "attribute epsilon must not be negative, got ", epsilon);
   call.in_range("operands", given, 0, 3);
-  call.in_range("statistics", keeps, 0, 1);
+  call.in_range("residuals", residuals, 0, 1);
   const Array x = call.operand("x");
   const Array scale = call.operand_if(given & kScale, "scale");
   const Array bias = call.operand_if(given & kBias, "bias");
   const Array y = call.result("y");
-  const Array statistics = call.result_if(keeps, "statistics");
+  const Array statistics = call.result_if(residuals, "statistics");
   call.has_shape_of(y, x);
   const Rows rows = call.rows(x, {scale, bias});
   call.has_dtype(statistics, accumulation(x.dtype));
@@ -94,7 +94,7 @@ XLA_FFI_DEFINE_HANDLER(kRun, run,
                            .Attr<double>("epsilon")
                            .Attr<double>("scale_factor")
                            .Attr<int32_t>("operands")
-                           .Attr<int32_t>("statistics"),
+                           .Attr<int32_t>("residuals"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(
     kRunCotangent, run_cotangent,

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from .. import _check, _dispatch, _fixed, _public
 from .._compat import no_series
 from .._partition import elementwise_call
-from .._primitive import bind, define, forward_mode, taylor_mode, zero_like
+from .._primitive import bind, define, forward_mode, is_zero, taylor_mode, zero_like
 from .._rows import batch_elementwise
 from ..constants import PHI
 from ._numerics import widen
@@ -136,17 +136,9 @@ def _snap_distance(x, precision, implementation):
     return straight_through(jnp.where(finite, distance, jnp.inf), sign.astype(x.dtype) * x)
 
 
-@jax.custom_jvp
 def straight_through(value: jax.Array, source: jax.Array) -> jax.Array:
-    """`value` with the derivative of `source`, an array of its shape and of any floating type."""
-    del source
-    return value
-
-
-@straight_through.defjvp
-def _(primals, tangents):
-    value, _ = primals
-    return value, tangents[1].astype(value.dtype)
+    """`value` with the derivatives of `source`, an array of its shape and of any floating type."""
+    return bind(straight_through_p, value, source, implementation=None)[0]
 
 
 # ------------------------------------------------------------------------------- reference
@@ -331,6 +323,10 @@ def _kernel(x, *, precision, dtype, devices):
 # `dtype` is that of the value; None asks for the coefficients instead.
 crystallize_p = define("crystallize", _reference, operation="crystallize", kernel=_kernel)
 
+straight_through_p = define(
+    "straight_through", lambda value, source: (value,), operation="crystallize"
+)
+
 # ----------------------------------------------------------------------------------- rules
 
 
@@ -351,3 +347,18 @@ def _taylor(primals, series, *, dtype, **params):
 forward_mode(crystallize_p, _jvp)
 taylor_mode(crystallize_p, _taylor)
 batch_elementwise(crystallize_p)
+
+
+def _straight_through_jvp(primals, tangents, **params):
+    (value,), tangent = bind(straight_through_p, *primals, **params), tangents[1]
+    return [value], [zero_like(value) if is_zero(tangent) else tangent.astype(value.dtype)]
+
+
+def _straight_through_taylor(primals, series, **params):
+    (value,) = bind(straight_through_p, *primals, **params)
+    return [value], [[term.astype(value.dtype) for term in series[1]]]
+
+
+forward_mode(straight_through_p, _straight_through_jvp)
+taylor_mode(straight_through_p, _straight_through_taylor)
+batch_elementwise(straight_through_p)

@@ -180,7 +180,7 @@ def _kernel(x, *parameters, devices, **params):
         epsilon=params["epsilon"],
         scale_factor=params["scale_factor"],
         operands=params["has_scale"] + 2 * params["has_bias"],
-        statistics=int(params["residuals"]),
+        residuals=int(params["residuals"]),
     )
 
 

@@ -132,26 +132,22 @@ def _on_cpu(x, *, coefficient, groups, devices):
 
 
 def _norm_of_sums(sums, coefficient):
-    """The norm from the sums of small, middle and large numbers, [*G, 3], each in its own scale.
-
-    What is out of the range of the largest that counts is too small to matter.
-    """
-    small, middle, large = sums[..., 0], sums[..., 1], sums[..., 2]
-    factor, least, _ = _RANGES[sums.dtype.name]
-    inverse = 1 / factor
-
-    def rescaled(total, by):
-        # Not by its square, which is out of range: XLA multiplies constants with each other first.
-        return jnp.square(jnp.sqrt(total) * by)
-
-    is_large, is_small = large > 0, (middle < least) & (small > 0)
-    total = jnp.where(
-        is_large,
-        large + rescaled(middle, inverse),
-        jnp.where(is_small, small + rescaled(middle, factor), middle + rescaled(small, inverse)),
+    """The norm from the sums of small, middle and large numbers, [*G, 3], each in its own scale."""
+    factor = _RANGES[sums.dtype.name].factor
+    # One constant for each: XLA multiplies constants with each other, and a square of these is out
+    # of range.
+    small, middle, large = (
+        coefficient * jnp.sqrt(sums[..., kind]) * by
+        for kind, by in enumerate((1 / factor, 1, factor))
     )
-    back = jnp.where(is_large, factor, jnp.where(is_small, inverse, 1))
-    return coefficient * jnp.sqrt(total) * back
+    return _hypotenuse(_hypotenuse(small, middle), large)
+
+
+def _hypotenuse(a, b):
+    """√(a² + b²) for a, b ≥ 0, whose squares may be out of range."""
+    most, least = jnp.maximum(a, b), jnp.minimum(a, b)
+    ratio = least / jnp.where(most == 0, 1, most)
+    return jnp.where(most == jnp.inf, most, most * jnp.sqrt(1 + jnp.square(ratio)))
 
 
 def _slope(norm, coefficient):
