@@ -14,14 +14,15 @@ pytestmark = pytest.mark.gpu
 HEADS, FEATURES, POSITIONS = 4, 256, 128
 
 
-def layer_and_state(implementation):
+def layer_and_state(implementation, dtype=jnp.bfloat16, norms=1.0, **options):
     """The same parameters whatever the implementation; mode norms that differ."""
     layer = SyntonicAttention(
         *(HEADS, FEATURES, POSITIONS),
-        dtype=jnp.bfloat16,
-        mode_norms_init=jax.nn.initializers.normal(1.0),
+        dtype=dtype,
+        mode_norms_init=jax.nn.initializers.normal(norms),
         rngs=nnx.Rngs(0),
         implementation=implementation,
+        **options,
     )
     definition, state = nnx.split(layer)
     return layer, lambda state, x: nnx.merge(definition, state)(x, is_causal=True), state
@@ -54,3 +55,21 @@ def test_its_backward_pass_too(rng):
     ]
     assert np.isfinite(mode_norms).all()
     assert np.any(mode_norms != 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("head", "path"), [(256, "bias"), (248, "folded")])
+def test_largest_heads(head, path, dtype, rng):
+    """256 features leave no room for weights of keys; 248 do, in float16 for large norms too."""
+    x = jnp.asarray(rng.normal(size=(2, POSITIONS, FEATURES)), dtype)
+    found = {}
+    for implementation in ("cudnn", "xla"):
+        layer, attend, state = layer_and_state(
+            implementation, jnp.dtype(dtype), 20_000.0, qkv_features=HEADS * head
+        )
+        assert implementation == "xla" or layer.path == path
+        compiled = jax.jit(attend).lower(state, x).compile()
+        assert ("__cudnn$fmha" in str(compiled.as_text())) == (implementation == "cudnn")
+        found[implementation] = np.asarray(compiled(state, x), np.float32)
+    bound = 4 * float(jnp.finfo(dtype).eps) * float(np.max(np.abs(found["xla"])))
+    np.testing.assert_allclose(found["cudnn"], found["xla"], rtol=0, atol=bound)
