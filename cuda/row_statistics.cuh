@@ -79,8 +79,11 @@ __device__ RowStatistics<A> rescaled_statistics(int64_t width, A epsilon, F for_
   const A low = sums.first / width;
   const A squares = sums.second - low * sums.first;
   const A variance = squares < A(0) ? A(0) : squares / width;  // NaN stays
-  const A deviation = sqrt(variance + epsilon * unit * unit);
-  return {mean / unit * A(-0.25), 4 * unit / deviation, -low / deviation};
+  // Of equal numbers epsilon alone is left, and beside large ones its square is not.
+  const A deviation =
+      variance == A(0) ? sqrt(epsilon) * unit : sqrt(variance + epsilon * unit * unit);
+  const A total = mean + low, rest = (mean - total) + low;
+  return {total / unit * A(-0.25), 4 * (unit / deviation), -rest / deviation};
 }
 
 template <class A>

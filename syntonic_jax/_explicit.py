@@ -33,3 +33,16 @@ def gathered(x: Any) -> Any:
         return x
     mesh = jax.typeof(x).sharding.mesh
     return jax.sharding.reshard(x, NamedSharding(mesh, jax.P(*(None for _ in spec))))
+
+
+def along(x: Any, rows: Any, axis: int) -> Any:
+    """x, which has the axes of rows but for one, sharded also over what they are sharded over."""
+    spec, own = explicit_spec(rows), explicit_spec(x)
+    if spec is None:
+        return x
+    wanted = (*spec[:axis], *spec[axis + 1 :])
+    wanted = tuple(theirs or mine for theirs, mine in zip(wanted, own or wanted, strict=True))
+    if wanted == own:
+        return x
+    mesh = jax.typeof(rows).sharding.mesh
+    return jax.sharding.reshard(x, NamedSharding(mesh, jax.P(*wanted)))

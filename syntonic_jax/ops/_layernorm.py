@@ -23,7 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ._numerics import settled, widen
+from ._numerics import in_two, settled, widen
 
 
 def layernorm(
@@ -48,17 +48,28 @@ def layernorm(
     unit = None if ordinary or dtype == jnp.float16 else _unit(z, epsilon)
     if unit is not None:
         z = z * unit
-        epsilon = epsilon * unit * unit
     mean = z.mean(-1, keepdims=True)
     mean = mean if ordinary else settled(mean)
     deviations = z - mean
     low = deviations.mean(-1, keepdims=True)
+    if not ordinary:
+        mean, low = in_two(mean, low)
+        deviations = z - mean
     var = jnp.maximum(jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low), 0)
-    rstd = lax.rsqrt(var + epsilon)
-    y = _affine((deviations - low) * rstd, scale, bias, scale_factor, groups)
-    shift, slope, rest = mean * -0.25, 4 * rstd, -low * rstd
+    rstd = lax.rsqrt(var + epsilon * unit * unit if unit is not None else var + epsilon)
+    slope = 4 * rstd
     if unit is not None:
-        shift, slope = shift / unit, slope * unit
+        slope = slope * unit
+        if epsilon > 0:  # of equal numbers ε alone is left, and beside large ones its square is not
+            equal = var == 0
+            rstd = jnp.where(equal, 1, rstd)
+            slope = jnp.where(equal, 4 / math.sqrt(epsilon), slope)
+    y = _affine((deviations - low) * rstd, scale, bias, scale_factor, groups)
+    if ordinary:
+        mean, low = in_two(mean, low)
+    shift, rest = mean * -0.25, -low * rstd
+    if unit is not None:
+        shift = shift / unit
     return y, jnp.concatenate([shift, slope, rest], -1)
 
 

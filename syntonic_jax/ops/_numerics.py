@@ -29,6 +29,13 @@ def settled(x: Any) -> Any:
     return lax.reduce_precision(x, info.nexp, info.nmant - 1)
 
 
+def in_two(mean: Any, offset: Any) -> tuple[Any, Any]:
+    """mean + offset, of which the first is a settled number, as a rounded sum and what it left."""
+    offset = settled(offset)
+    total = mean + offset
+    return total, (mean - total) + offset
+
+
 def round_to(x: Any, dtype: Any) -> Any:
     """`x` rounded to the values of `dtype`, kept in its own type.
 

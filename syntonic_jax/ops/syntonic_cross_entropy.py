@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from .. import _check, _dispatch, _public
+from .. import _check, _dispatch, _explicit, _public
 from .._compat import Indices
 from .._partition import Value
 from .._primitive import bind, define, forward_mode, transposes
@@ -114,6 +114,7 @@ def _cross_entropy(
     axis, shape = form.axis(parts.x), parts.x.shape
     rest = shape[:axis] + shape[axis + 1 :]
     labels, ignored = _check.labels(name, labels, rest, shape[axis], ignored)
+    labels = _explicit.along(labels, parts.x, axis)
     (loss,) = bind(
         syntonic_cross_entropy_p,
         *parts.present(),

@@ -95,6 +95,25 @@ def test_the_row_of_the_issue(implementation):
     np.testing.assert_allclose(y[0], [-1.3416, -0.4472, 0.4472, 1.3416], atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 3e4, 1e30, 3e38])
+def test_equal_numbers_of_any_size(size, implementation):
+    """They have no deviation, and beside ε none: y is the bias, and the gradient that of ε alone."""
+    x = jnp.full((2, 48), size, "float32")
+    ct = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), "float32")
+    bias = jnp.linspace(-1, 1, 48)
+
+    def f(x):
+        return golden_layer_norm(
+            x, None, bias, target_variance="standard", implementation=implementation
+        )
+
+    y, pull = jax.vjp(f, x)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias, x.shape))
+    (dx,) = pull(ct)
+    expected = oracles.real(ct - ct.mean(-1, keepdims=True)) / np.sqrt(1e-5)
+    np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("value", [jnp.inf, -jnp.inf])
 def test_an_infinite_scale_gives_infinities(value, implementation):
     """scale · x̂ + bias, as the formula has it: infinite where x̂ is not 0."""
