@@ -55,7 +55,8 @@ def layernorm(
     if not ordinary:
         mean, low = in_two(mean, low)
         deviations = z - mean
-    var = jnp.maximum(jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low), 0)
+    var = jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low)
+    var = jnp.where(var < 0, 0, var)
     rstd = lax.rsqrt(var + epsilon * unit * unit if unit is not None else var + epsilon)
     slope = 4 * rstd
     if unit is not None:
@@ -111,15 +112,16 @@ def layernorm_jvp(
 ) -> tuple[Any, Any]:
     """The tangents of y and the statistics; those of the parameters may be None."""
     x_hat, slope = _normalised(z, statistics), _slope(statistics)
+    dz = dz * 0.25  # here: XLA would rather make the slope smaller, and then subnormal
     d_mean, d_deviation = (t.mean(-1, keepdims=True) for t in (dz, x_hat * dz))
-    dx_hat = ((dz - d_mean) - x_hat * d_deviation) * 0.25 * slope
+    dx_hat = ((dz - d_mean) - x_hat * d_deviation) * slope
     dy = _affine(dx_hat, scale, (), scale_factor, groups)
     if d_scale is not None:
         dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
     if d_bias is not None:
         dy = dy + _to_rows(d_bias, z, groups)
-    d_slope = jnp.square(slope) * -0.25 * d_deviation
-    return dy, jnp.concatenate([d_mean * -0.25, d_slope, jnp.zeros_like(d_slope)], -1)
+    d_slope = -jnp.square(slope) * d_deviation
+    return dy, jnp.concatenate([-d_mean, d_slope, jnp.zeros_like(d_slope)], -1)
 
 
 def layernorm_vjp(
@@ -193,7 +195,8 @@ def _unit(z: Any, epsilon: float) -> Any:
     """A power of two for each row, near the inverse of its largest number or of √ε."""
     info = jnp.finfo(z.dtype)
     largest = jnp.max(jnp.abs(z), -1, keepdims=True, initial=math.sqrt(epsilon))
-    largest = jnp.clip(largest, 4 * float(info.tiny), float(info.max) / 4)
+    least, most = 4 * float(info.tiny), float(info.max) / 4
+    largest = jnp.where(largest < least, least, jnp.where(largest > most, most, largest))
     return 1 / lax.reduce_precision(largest, info.nexp, 0)
 
 

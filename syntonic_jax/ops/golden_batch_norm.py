@@ -266,8 +266,9 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
     scale, bias = contained(scale), contained(bias)
     y, mean, _, var, count = _batch_norm(x, scale, bias, where, layout, options)
     if count is not None:
-        # 0 / 0 where there is none: a NaN by name would be found also where there is no such channel.
-        mean, var = (jnp.where(count > 0, s, count / count) for s in (mean, var))
+        # √−1 where there is none: a NaN by name would be found also where there is no such channel.
+        none = jnp.sqrt(lax.stop_gradient(count) - 1)
+        mean, var = (jnp.where(count > 0, s, none) for s in (mean, var))
     return layout.restore(y), mean, var
 
 

@@ -97,7 +97,7 @@ def test_the_row_of_the_issue(implementation):
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 3e4, 1e30, 3e38])
 def test_equal_numbers_of_any_size(size, implementation):
-    """They have no deviation, and beside ε none: y is the bias, and the gradient that of ε alone."""
+    """They have no deviation: y is the bias, and the gradient that of ε alone."""
     x = jnp.full((2, 48), size, "float32")
     ct = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), "float32")
     bias = jnp.linspace(-1, 1, 48)
