@@ -245,7 +245,7 @@ def small(f, operands):
 
 
 def iterated(g, x):
-    return jax.lax.fori_loop(0, 40, lambda _, x: g(x), x)
+    return jax.lax.fori_loop(0, 80, lambda _, x: g(x), x)
 
 
 def custom_root(f, operation):

@@ -65,7 +65,8 @@ def any_range(rng, width, dtype):
 def estimates_of_any_range(operands, cotangents, epsilon):
     """`estimates` of rows beside residuals of zero, in units in which no square leaves the range.
 
-    Of y and the cotangents by name. What is below the normal range may be flushed to zero.
+    Of y and the cotangents by name. What is below the normal range may be flushed to zero: each of
+    two products and two sums, before what is stored.
     """
     rows, _, scale, bias = operands
     acc, x = oracles.accumulation(rows.dtype), oracles.real(rows)
@@ -80,6 +81,6 @@ def estimates_of_any_range(operands, cotangents, epsilon):
             value, slack = (np.ldexp(v, -exponents) for v in (value, slack))
         found[f"d_{name}"] = oracles.Estimate(value, slack)
     return {
-        name: oracles.Estimate(value, slack + 2 * float(oracles.info(acc).smallest_normal))
+        name: oracles.Estimate(value, slack + 4 * float(oracles.info(acc).smallest_normal))
         for name, (value, slack) in found.items()
     }

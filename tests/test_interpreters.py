@@ -33,7 +33,10 @@ def test_equals_that_of_the_formula(label, group, implementation, rng):
     expected = battery.compiled_reference(operation, transformation)(*operands)
     assert got.keys() == expected.keys()
     for name in got:
-        battery.assert_same(got[name], expected[name], RTOL)
+        # Which steps the solver of differential equations takes may hang on a rounding where the
+        # right-hand side jumps: it promises this much of each.
+        rtol = 1.4e-8 if name == "differential_equation" else RTOL
+        battery.assert_same(got[name], expected[name], rtol)
 
 
 # --- programs that outlive the process ------------------------------------------------------------
