@@ -66,8 +66,6 @@ def layernorm(
             rstd = jnp.where(equal, 1, rstd)
             slope = jnp.where(equal, 4 / math.sqrt(epsilon), slope)
     y = _affine((deviations - low) * rstd, scale, bias, scale_factor, groups)
-    if ordinary:
-        mean, low = in_two(mean, low)
     shift, rest = mean * -0.25, -low * rstd
     if unit is not None:
         shift = shift / unit
