@@ -49,7 +49,8 @@ def derivative(name: str | None, saved: Any = None) -> Any:
         return jnp.where(saved > 0, 1.0, 0.0).astype(saved.dtype)
     # Large finite z would meet inf · 0; infinite z gives NaN as the plain formula does, in every
     # derivative: that of ∞ / ∞ is no number either.
-    z = jnp.clip(saved, -_SATURATED, _SATURATED)
+    # (Not jnp.clip: jet of older versions of jax cannot take it.)
+    z = jnp.where(jnp.abs(saved) < _SATURATED, saved, jnp.sign(saved) * _SATURATED)
     u, du = _gate(name, z)
     gate = jax.nn.sigmoid(u)
     slope = gate + z * du * gate * (1 - gate)

@@ -324,7 +324,9 @@ def test_weights_that_are_not_finite_under_the_mask(rng, framework, weighting):
 
     padded = [np.where(mask, syntony, poison) for poison in (1.0, np.nan, np.inf)]
     want, *got = (jax.value_and_grad(loss, (0, 1))(parameters, jnp.asarray(s)) for s in padded)
+    # Of all gradients: that of a key's bias is 0, the sum of terms as large as those of the others.
+    scale = max(float(np.max(np.abs(b))) for b in jax.tree.leaves(want))
     for each in got:
         for a, b in zip(*map(jax.tree.leaves, (each, want)), strict=True):
-            scale = max(1.0, float(np.max(np.abs(b))))
-            np.testing.assert_allclose(a, b, rtol=0, atol=256 * 2.0**-24 * scale)
+            # exp makes the rounding of a logit, up to some 100 in size, one of its weight.
+            np.testing.assert_allclose(a, b, rtol=0, atol=512 * 2.0**-24 * scale)
