@@ -77,7 +77,8 @@ def syntonic_softmax(
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once. A row
       with a +inf, with a NaN, or of −inf alone is NaN. So is one whose largest x + scale · log w is
-      beyond the type of the computation.
+      beyond the type of the computation. A scale · log w beyond it is ±inf, also where x would
+      bring the sum back.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `axis` no
@@ -128,7 +129,8 @@ def syntonic_log_softmax(
     Returns:
       y of the shape of x, computed in float32 (float64 for float64 data) and rounded once. A row
       with a +inf, with a NaN, or of −inf alone is NaN. So is one whose largest x + scale · log w is
-      beyond the type of the computation.
+      beyond the type of the computation. A scale · log w beyond it is ±inf, also where x would
+      bring the sum back.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `where` not boolean, or `axis` no
