@@ -248,3 +248,20 @@ ALL = (
     checkpoint,
     cond,
 )
+
+
+def to_second_order(f, given, along):
+    """To second order: forward, reverse, forward over reverse and reverse over reverse."""
+
+    def scalar(given):
+        return jnp.sum(jnp.sin(3 * f(given)))
+
+    def second(given):
+        return sum(jnp.sum(jnp.sin(v)) for v in jax.tree.leaves(jax.grad(scalar)(given)))
+
+    return (
+        jax.jvp(f, (given,), (along,)),
+        jax.grad(scalar)(given),
+        jax.jvp(jax.grad(scalar), (given,), (along,))[1],
+        jax.grad(second)(given),
+    )

@@ -65,8 +65,8 @@ def _finite(x) -> Any:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _in_two(mean, offset) -> tuple[Any, Any]:
-    """mean and low, from a mean in two numbers of any size, the first a settled one."""
+def _in_two_of_any_size(mean, offset) -> tuple[Any, Any]:
+    """`in_two` of a mean that may be infinite: nothing is left then."""
     offset = settled(offset)
     total = mean + offset
     return total, jnp.where(jnp.isfinite(total), (mean - total) + offset, 0)
@@ -85,7 +85,7 @@ def merged(mean, low, var, count, average) -> tuple[Any, Any, Any]:
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _finite(average(apart))
     var = average(var + jnp.square(apart - offset))
-    return *_in_two(common, offset), jnp.where(here, var, var + jnp.abs(common))
+    return *_in_two_of_any_size(common, offset), jnp.where(here, var, var + jnp.abs(common))
 
 
 def statistics(x, where, block, groups, alone) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def statistics(x, where, block, groups, alone) -> tuple[Any, ...]:
     offset = average(wide - spread(first, x, groups, block))
     if near is None:
         offset = _finite(offset)  # it is not where the first mean is infinite, which then holds
-    mean, low = _in_two(first, offset)
+    mean, low = _in_two_of_any_size(first, offset)
     squares = average(jnp.square(wide - spread(mean, x, groups, block)))
     var = jnp.maximum(squares - _finite(jnp.square(low)), 0)
     return (mean, low, spread_out(var, count), count) if where else (mean, low, var)

@@ -6,24 +6,19 @@ other axes, those of a mapped axis included where one is named.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _public
+from .. import _check, _public
 from .._propagation import contained
 from ..modes import GoldenNormMode
-from ._channels import apply_tangent, moments, sums
-from ._layout import Layout, layout_of, mask_of
-from ._line import normalise
-from ._numerics import widen
-from ._statistics import line, merged, spread, spread_out, wide_count
+from ._batch_norm import Options, batch_norm, checked_options, normalise_by
+from ._layout import layout_of, mask_of
 
 # ---------------------------------------------------------------------------------- public
 
@@ -198,36 +193,6 @@ def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, Any, float]
     return axis, target_variance, epsilon
 
 
-class _Options(NamedTuple):
-    """What is static of a call, checked."""
-
-    function: str
-    axis: Any
-    scale_factor: float
-    epsilon: float
-    dtype: Any
-    implementation: str | None
-    axis_name: Any = None
-    axis_index_groups: Any = None
-
-
-def _options(
-    function, axis, target_variance, epsilon, dtype, implementation,
-    axis_name=None, axis_index_groups=None,
-) -> _Options:  # fmt: skip
-    _dispatch.check_implementation(function, implementation)
-    return _Options(
-        function,
-        axis,
-        _check.scale_factor(function, target_variance),
-        _check.epsilon(function, epsilon),
-        dtype,
-        implementation,
-        axis_name,
-        axis_index_groups,
-    )
-
-
 @_public.jit(
     "axis", "target_variance", "epsilon", "dtype", "implementation", "axis_name",
     "axis_index_groups", function="golden_batch_norm",
@@ -236,7 +201,7 @@ def _golden_batch_norm(
     x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
     axis_index_groups,
 ):  # fmt: skip
-    options = _options(
+    options = checked_options(
         "golden_batch_norm", axis, target_variance, epsilon, dtype, implementation, axis_name,
         axis_index_groups,
     )  # fmt: skip
@@ -245,11 +210,11 @@ def _golden_batch_norm(
 
 @_public.jit("axis", function="output_statistics")
 def _output_statistics(x, axis):
-    options = _options("output_statistics", axis, "standard", 0.0, None, None)
+    options = checked_options("output_statistics", axis, "standard", 0.0, None, None)
     return _checked_batch_norm(x, None, None, None, options)[1:]
 
 
-def _checked_batch_norm(x, scale, bias, where, options: _Options):
+def _checked_batch_norm(x, scale, bias, where, options: Options):
     name = options.function
     layout, x, (scale, bias) = layout_of(
         name, options.axis, options.dtype, x, scale=scale, bias=bias
@@ -264,7 +229,7 @@ def _checked_batch_norm(x, scale, bias, where, options: _Options):
     if options.axis_name is not None:
         _require_mapped(name, options)
     scale, bias = contained(scale), contained(bias)
-    y, mean, _, var, count = _batch_norm(x, scale, bias, where, layout, options)
+    y, mean, _, var, count = batch_norm(x, scale, bias, where, layout, options)
     if count is not None:
         # √−1 where there is none: a NaN by name would be found also where there is no such channel.
         none = jnp.sqrt(lax.stop_gradient(count) - 1)
@@ -280,16 +245,16 @@ def _golden_batch_norm_inference(
     x, mean, var, scale, bias, axis, target_variance, epsilon, dtype, implementation
 ):
     name = "golden_batch_norm_inference"
-    options = _options(name, axis, target_variance, epsilon, dtype, implementation)
+    options = checked_options(name, axis, target_variance, epsilon, dtype, implementation)
     _check.floating(name, mean=mean, var=var)  # they are not optional, as scale and bias are
     layout, x, (mean, var, scale, bias) = layout_of(
         options.function, options.axis, options.dtype, x, mean=mean, var=var, scale=scale, bias=bias
     )
     mean, var, scale, bias = map(contained, (mean, var, scale, bias))
-    return layout.restore(_normalise(x, mean, var, scale, bias, layout, options))
+    return layout.restore(normalise_by(x, mean, var, scale, bias, layout, options))
 
 
-def _require_mapped(name: str, options: _Options) -> None:
+def _require_mapped(name: str, options: Options) -> None:
     # Asked here because a sum over groups does not ask.
     _check.axis_name(name, options.axis_name)
     try:
@@ -301,140 +266,3 @@ def _require_mapped(name: str, options: _Options) -> None:
         ) from error
     if options.axis_index_groups is not None:
         _check.covers(name, options.axis_index_groups, size)
-
-
-# ------------------------------------------------------------------------------------ rules
-#
-# What runs along a channel are two primitives that are each other's transpose, and the moments
-# (_channels.py); y is made element by element (_line.py). Everything between them is arithmetic on
-# one number a channel, left to jnp, with sums over the mapped axis wherever numbers of all shards
-# meet.
-
-
-def _psum(x, options: _Options):
-    if options.axis_name is None:
-        return x
-    return lax.psum(x, options.axis_name, axis_index_groups=options.axis_index_groups)
-
-
-def _moments(x, scale, bias, where, layout: Layout, options: _Options):
-    """Number, mean, what rounding took from it, var, slope and shift of channels, of all shards."""
-    count, mean, low, var, slope, shift = moments(
-        *(x, scale, bias, where),
-        *(options.epsilon, options.scale_factor),
-        *(layout.block, options.implementation),
-    )
-    if options.axis_name is None:
-        return count, mean, low, var, slope, shift
-    # Empty shards have no share.
-    here, total = count > 0, _psum(count, options)
-    share = count / jnp.maximum(total, 1)
-    mean, low, var = merged(
-        mean, low, var, total, lambda v: _psum(jnp.where(here, v * share, 0), options)
-    )
-    if where is not None:
-        var = spread_out(var, total)
-    slope, shift = line(low, var, scale, bias, options.epsilon, options.scale_factor)
-    return total, mean, low, var, slope, shift
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def _batch_norm(x, scale, bias, where, layout: Layout, options: _Options):
-    """y, mean, what rounding took from the mean, var, and the unmasked number if there is a mask.
-
-    A channel without elements has the mean 0 and an infinite variance here, of which all
-    derivatives are 0.
-    """
-    count, mean, low, var, slope, shift = _moments(x, scale, bias, where, layout, options)
-    y = normalise(x, mean, (slope,), shift, 1.0, layout.dtype, layout.block, options.implementation)
-    if where is None:
-        return y, mean, low, var, None
-    # The slope 0 is not enough: what is under the mask may be infinite.
-    some, rest = (spread(v, x, 0, layout.block) for v in (count > 0, shift))
-    return jnp.where(some, y, rest.astype(y.dtype)), mean, low, var, count
-
-
-@functools.partial(_batch_norm.defjvp, symbolic_zeros=True)
-def _batch_norm_jvp(layout: Layout, options: _Options, primals, tangents):
-    x, scale, bias, where = primals
-    dx, d_scale, d_bias, _ = map(_present, tangents)
-    y, mean, low, var, count = results = _batch_norm(x, scale, bias, where, layout, options)
-    d_mean = d_var = None
-    if dx is not None:
-        dx = widen(dx)
-        everything = wide_count(math.prod(layout.reduced))
-        some = _psum(everything, options) if count is None else jnp.maximum(count, 1)
-        some = jnp.asarray(some, var.dtype)
-        first, second = sums(x, mean, low, dx, where, layout.block, options.implementation)
-        d_mean = _psum(first, options) / some
-        d_var = 2 * _psum(second, options) / some
-    if count is not None and d_bias is not None:
-        d_bias = jnp.where(count > 0, d_bias, 0)
-    dy = _tangent(
-        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, where,
-        y.dtype, layout, options,
-    )  # fmt: skip
-    zeros = jnp.zeros_like(mean)
-    return results, (
-        dy,
-        zeros if d_mean is None else d_mean,
-        zeros,
-        zeros if d_var is None else d_var,
-        None if count is None else jnp.zeros_like(count),
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
-def _normalise(x, mean, var, scale, bias, layout: Layout, options: _Options):
-    rstd = lax.rsqrt(var + options.epsilon)
-    return normalise(
-        *(x, mean, (rstd,) if scale is None else (rstd, scale), bias, options.scale_factor),
-        *(layout.dtype, layout.block, options.implementation),
-    )
-
-
-@functools.partial(_normalise.defjvp, symbolic_zeros=True)
-def _normalise_jvp(layout: Layout, options: _Options, primals, tangents):
-    x, mean, var, scale, bias = primals
-    dx, d_mean, d_var, d_scale, d_bias = map(_present, tangents)
-    y = _normalise(x, mean, var, scale, bias, layout, options)
-    dx = None if dx is None else widen(dx)
-    low = jnp.zeros_like(mean)
-    return y, _tangent(
-        x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, None,
-        y.dtype, layout, options,
-    )  # fmt: skip
-
-
-def _tangent(
-    x, mean, low, var, scale, dx, d_mean, d_var, d_scale, d_bias, where, dtype, layout, options
-):
-    """dy = slope · dx + shift + tilt · (x − mean), where any of the tangents may be None."""
-    rstd = lax.rsqrt(var + options.epsilon)
-    slope = _slope(rstd, scale, options)
-    shift = tilt = None
-    if d_mean is not None:
-        shift = -slope * d_mean
-    if d_bias is not None:
-        shift = d_bias if shift is None else shift + d_bias
-    if d_var is not None:
-        tilt = (-0.5 * slope * jnp.square(rstd)) * d_var
-    if d_scale is not None:
-        steeper = (options.scale_factor * rstd) * d_scale
-        tilt = steeper if tilt is None else tilt + steeper
-    if dx is None and shift is None and tilt is None:
-        return jnp.zeros(x.shape, dtype)
-    return apply_tangent(
-        x, mean, low, slope, dx, shift, tilt, where, dtype, layout.block, options.implementation
-    )
-
-
-def _present(tangent):
-    """The tangent, or None where it is symbolically zero or there is no operand."""
-    return None if isinstance(tangent, jax.custom_derivatives.SymbolicZero) else tangent
-
-
-def _slope(rstd, scale, options: _Options):
-    """∂y/∂x for given statistics."""
-    slope = options.scale_factor * rstd
-    return slope if scale is None else slope * scale

@@ -5,5 +5,6 @@ pytest.register_assert_rewrite(
     "norm_contract",
     "batch_norm_contract",
     "softmax_layer_contract",
+    "attention_contract",
     "training_contract",
 )

@@ -5,15 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 import softmax_layers
+from attention_contract import AttentionContract
 from layer_contract import Layer
-from softmax_layer_contract import (
-    FEATURES,
-    HEADS,
-    POSITIONS,
-    AttentionContract,
-    ClassifierContract,
-    SoftmaxContract,
-)
+from softmax_layer_contract import ClassifierContract, SoftmaxContract
+from softmax_layers import FEATURES, HEADS, POSITIONS
 
 
 class TestSyntonicSoftmax(SoftmaxContract):

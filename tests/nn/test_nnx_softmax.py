@@ -5,17 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import softmax_layers
+from attention_contract import AttentionContract
 from flax import nnx
 from layer_contract import Layer, normal
-from softmax_layer_contract import (
-    CLASSES,
-    FEATURES,
-    HEADS,
-    POSITIONS,
-    AttentionContract,
-    ClassifierContract,
-    SoftmaxContract,
-)
+from softmax_layer_contract import CLASSES, ClassifierContract, SoftmaxContract
+from softmax_layers import FEATURES, HEADS, POSITIONS
 
 from syntonic_jax.nn.nnx import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import transformations
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from softmax_cases import FUNCTIONS, MODES, draw
@@ -58,23 +59,6 @@ def hiding(good, value):
     return given
 
 
-def derivatives(f, given, along):
-    """To second order: forward, reverse, forward over reverse and reverse over reverse."""
-
-    def scalar(given):
-        return jnp.sum(jnp.sin(3 * f(given)))
-
-    def second(given):
-        return sum(jnp.sum(jnp.sin(v)) for v in jax.tree.leaves(jax.grad(scalar)(given)))
-
-    return (
-        jax.jvp(f, (given,), (along,)),
-        jax.grad(scalar)(given),
-        jax.jvp(jax.grad(scalar), (given,), (along,))[1],
-        jax.grad(second)(given),
-    )
-
-
 @names
 @pytest.mark.parametrize(("dtype", "mode"), battery.thinned(list(zip(TYPES, MODES, strict=True))))
 def test_rows_without_any_class(name, dtype, mode, implementation, rng):
@@ -82,7 +66,9 @@ def test_rows_without_any_class(name, dtype, mode, implementation, rng):
     good = draw(rng, WHERE.shape, -1, dtype, mode)
     along = jax.tree.map(jnp.cos, good)
     run = jax.jit(
-        lambda given: derivatives(lambda g: call(name, g, WHERE, implementation), given, along)
+        lambda given: transformations.to_second_order(
+            lambda g: call(name, g, WHERE, implementation), given, along
+        )
     )
     expected = run(good)
     for value in (np.nan, np.inf, -np.inf):
