@@ -47,16 +47,20 @@ def derivative(name: str | None, saved: Any = None) -> Any:
         return 1
     if name == "relu":
         return jnp.where(saved > 0, 1.0, 0.0).astype(saved.dtype)
-    # Large finite z would meet inf · 0; infinite z gives NaN as the plain formula does, in every
-    # derivative: that of ∞ / ∞ is no number either.
-    # (Not jnp.clip: jet of older versions of jax cannot take it.)
-    z = jnp.where(jnp.abs(saved) < _SATURATED, saved, jnp.sign(saved) * _SATURATED)
+    z = _bounded(saved)
     u, du = _gate(name, z)
     gate = jax.nn.sigmoid(u)
-    slope = gate + z * du * gate * (1 - gate)
-    finite = jnp.isfinite(saved)
-    infinite = jnp.where(finite, 1, saved)
-    return jnp.where(finite, slope, infinite / infinite)
+    return gate + z * du * gate * (1 - gate)
+
+
+def _bounded(z: Any) -> Any:
+    """z where derivatives have not reached their limits; large finite z would meet inf · 0.
+
+    Infinite z gives NaN as the plain formula does, in every derivative, by 0 · z.
+    """
+    # Of one shape: jet of older versions of jax takes no other minimum, and no clip.
+    most = jnp.full_like(z, _SATURATED)
+    return jnp.minimum(jnp.maximum(z, -most), most) + 0 * z
 
 
 def _gate(name: str, z: Any) -> tuple[Any, Any]:

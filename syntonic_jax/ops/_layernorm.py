@@ -33,19 +33,71 @@ def layernorm(
     epsilon: float,
     scale_factor: float,
     groups: int,
-    *,
     dtype: Any,
-    ordinary: bool = False,
+    *,
+    one_cpu: bool = False,
 ) -> tuple[Any, Any]:
-    """y and the statistics of rows z, numbers of type `dtype`.
+    """y, of type `dtype`, and the statistics of rows z.
 
-    `ordinary` promises that no square of z leaves the range of its type (`_is_ordinary`), and that
-    this is a computation of its own.
+    On one CPU device rows are searched for their largest numbers only if they must be. What it
+    costs to look is a pass over the rows; a second form of the norm is compiled for it. Over
+    several devices all would have to ask each other.
     """
+
+    def rows(z, scale, bias, ordinary):
+        y, statistics = _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary)
+        return y.astype(dtype), statistics
+
+    if not one_cpu:
+        return rows(z, scale, bias, False)
+    return lax.cond(
+        _is_ordinary(z, epsilon),
+        functools.partial(rows, ordinary=True),
+        functools.partial(rows, ordinary=False),
+        *(z, scale, bias),
+    )
+
+
+def on_cpu(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The form for a CPU of a reference that hands `one_cpu` on to `layernorm`."""
+
+    def form(*operands, devices, **params):
+        return reference(*operands, one_cpu=devices == 1, **params)
+
+    return form
+
+
+def cotangent_on_cpu(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of one that hands `ordinary` on to `layernorm_vjp`, with z and statistics first.
+
+    There a sum over rows is no faster than its arithmetic.
+    """
+
+    def form(*operands, devices, **params):
+        if devices > 1:
+            return reference(*operands, **params)
+        shift, slope = operands[1][..., 0], operands[1][..., 1]
+        bound = 2.0 ** (jnp.finfo(slope.dtype).maxexp - 8)
+        ordinary = (jnp.max(jnp.abs(shift), initial=0) < bound) & (
+            jnp.min(slope, initial=1) > 1 / bound
+        )
+        return lax.cond(
+            ordinary,
+            functools.partial(reference, ordinary=True, **params),
+            functools.partial(reference, **params),
+            *operands,
+        )
+
+    return form
+
+
+def _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary: bool) -> tuple[Any, Any]:
+    """`ordinary` promises that no square of z leaves the range, and that nothing is around this."""
+    ordinary_type = z.dtype == jnp.float16
     z = widen(z)
     # Rows are first divided by about their largest number, so that no square leaves the range. A
     # power of two does so without rounding.
-    unit = None if ordinary or dtype == jnp.float16 else _unit(z, epsilon)
+    unit = None if ordinary or ordinary_type else _unit(z, epsilon)
     if unit is not None:
         z = z * unit
     mean = z.mean(-1, keepdims=True)
@@ -73,29 +125,9 @@ def layernorm(
     return y, jnp.concatenate([shift, slope, rest], -1)
 
 
-def shortcut(reference: Callable[..., Any], sum_of: Callable[..., Any]) -> Callable[..., Any]:
-    """`reference` for a CPU: rows are searched for their largest numbers only if they must be.
-
-    `sum_of(*operands, **params)` is z. What it costs to look is a pass over the rows; a second form
-    of the reference is compiled for it. Over several devices all would have to ask each other.
-    """
-
-    def on_cpu(*operands, devices, **params):
-        if devices > 1:
-            return reference(*operands, **params)
-        return lax.cond(
-            _is_ordinary(sum_of(*operands, **params), params["epsilon"], operands[0].dtype),
-            functools.partial(reference, ordinary=True, **params),
-            functools.partial(reference, **params),
-            *operands,
-        )
-
-    return on_cpu
-
-
-def _is_ordinary(z: Any, epsilon: float, dtype: Any) -> Any:
+def _is_ordinary(z: Any, epsilon: float) -> Any:
     """Whether no row is large enough, or small enough, for its squares to leave the range."""
-    if dtype == jnp.float16:
+    if z.dtype == jnp.float16:
         return jnp.bool_(True)
     z = widen(z)
     squares = jnp.square(z).sum(-1)
@@ -124,21 +156,28 @@ def layernorm_jvp(
 
 
 def layernorm_vjp(
-    z, statistics, scale, ct_y, ct_statistics, scale_factor, groups
+    z, statistics, scale, ct_y, ct_statistics, scale_factor, groups, ordinary=False
 ) -> tuple[Any, Any, Any]:
-    """The cotangents of z, scale and bias; those of the results may be None."""
-    x_hat, slope = _normalised(z, statistics), _slope(statistics)
+    """The cotangents of z, scale and bias; those of the results may be None.
+
+    `ordinary` promises that no mean, and no difference from it, overflows.
+    """
+    slope = _slope(statistics)
+    if ordinary:
+        rstd = slope * 0.25
+        x_hat = (widen(z) + statistics[..., :1] * 4) * rstd + statistics[..., 2:]
+    else:
+        x_hat = _normalised(z, statistics)
     width = z.shape[-1]
     over_rows = tuple(range(groups, z.ndim - 1))
     dz = jnp.zeros_like(x_hat)
     d_scale = d_bias = None
     if ct_y is not None:
         ct_y = ct_y.astype(x_hat.dtype)
-        # The quarter here: a slope of large rows has no quarter, and beside it XLA's fusion on a
-        # CPU takes up to three times as long.
-        w = _affine(ct_y, scale, (), scale_factor * 0.25, groups)
+        w = _affine(ct_y, scale, (), scale_factor, groups)
         across = w.mean(-1, keepdims=True) + x_hat * (w * x_hat).mean(-1, keepdims=True)
-        dz = (w - across) * slope
+        # The slope of large rows has no quarter.
+        dz = (w - across) * rstd if ordinary else (w - across) * 0.25 * slope
         d_scale = (ct_y * x_hat).sum(over_rows) * scale_factor
         d_bias = ct_y.sum(over_rows)
     if ct_statistics is not None:

@@ -17,11 +17,12 @@ from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode
 from ._layernorm import (
+    cotangent_on_cpu,
     layernorm,
     layernorm_jvp,
     layernorm_vjp,
+    on_cpu,
     scratch_size,
-    shortcut,
     without_spread,
 )
 from ._merge import merge_of, spec_of_formula
@@ -130,13 +131,11 @@ def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, im
 
 def _reference(
     x, *parameters, has_scale, has_bias, epsilon, scale_factor, dtype, residuals, groups,
-    ordinary=False,
+    one_cpu=False,
 ):  # fmt: skip
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, statistics = layernorm(
-        x, scale, bias, epsilon, scale_factor, groups, dtype=x.dtype, ordinary=ordinary
-    )
-    return (y.astype(dtype), statistics) if residuals else (y.astype(dtype),)
+    results = layernorm(x, scale, bias, epsilon, scale_factor, groups, dtype, one_cpu=one_cpu)
+    return results[: 1 + residuals]
 
 
 def _tangent_reference(
@@ -152,13 +151,14 @@ def _tangent_reference(
 
 
 def _cotangent_reference(
-    x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
-):
+    x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs,
+    ordinary=False,
+):  # fmt: skip
     del dtype
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
     ct_y, ct_statistics = [next(cotangents) if o else None for o in outputs]
     dx, d_scale, d_bias = layernorm_vjp(
-        x, statistics, scale, ct_y, ct_statistics, scale_factor, groups
+        x, statistics, scale, ct_y, ct_statistics, scale_factor, groups, ordinary
     )
     return tuple(r for r, i in zip((dx.astype(x.dtype), d_scale, d_bias), inputs) if i)
 
@@ -214,7 +214,7 @@ golden_layer_norm_p = define(
     _reference,
     operation="golden_layer_norm",
     kernel=_kernel,
-    on_cpu=shortcut(_reference, lambda x, *_, **__: x),
+    on_cpu=on_cpu(_reference),
     divides_by_zero=without_spread(_reference),
 )
 golden_layer_norm_tangent_p = define(
@@ -225,6 +225,7 @@ golden_layer_norm_cotangent_p = define(
     _cotangent_reference,
     operation="golden_layer_norm",
     kernel=_cotangent_kernel,
+    on_cpu=cotangent_on_cpu(_cotangent_reference),
 )
 
 # ----------------------------------------------------------------------------------- rules

@@ -15,11 +15,12 @@ from .._primitive import bind, define, forward_mode, is_zero, transposes
 from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode, PhiResidualMode, check_mode
 from ._layernorm import (
+    cotangent_on_cpu,
     layernorm,
     layernorm_jvp,
     layernorm_vjp,
+    on_cpu,
     scratch_size,
-    shortcut,
     without_spread,
 )
 from ._numerics import accumulation_dtype, round_to, widen
@@ -143,19 +144,13 @@ def _phi_residual_layernorm(
 
 def _reference(
     identity, residual, *parameters, has_scale, has_bias, mode, epsilon, scale_factor, dtype,
-    return_sum, residuals, groups, ordinary=False,
+    return_sum, residuals, groups, one_cpu=False,
 ):  # fmt: skip
-    z = round_to(golden_sum(identity, residual, mode), identity.dtype)
+    z = round_to(golden_sum(identity, residual, mode), identity.dtype).astype(identity.dtype)
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, statistics = layernorm(
-        z, scale, bias, epsilon, scale_factor, groups, dtype=identity.dtype, ordinary=ordinary
-    )
-    results = (y.astype(dtype), z.astype(identity.dtype), statistics)
+    y, statistics = layernorm(z, scale, bias, epsilon, scale_factor, groups, dtype, one_cpu=one_cpu)
+    results = (y, z, statistics)
     return results if residuals else results[: 1 + return_sum]
-
-
-def _sum_of(identity, residual, *_, mode, **__):
-    return golden_sum(identity, residual, mode)
 
 
 def _tangent_reference(
@@ -175,12 +170,13 @@ def _tangent_reference(
 
 
 def _cotangent_reference(
-    z, statistics, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
-):
+    z, statistics, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs,
+    ordinary=False,
+):  # fmt: skip
     scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
     ct_y, ct_z, ct_statistics = [next(cotangents) if o else None for o in outputs]
     dz, d_scale, d_bias = layernorm_vjp(
-        z, statistics, scale, ct_y, ct_statistics, scale_factor, groups
+        z, statistics, scale, ct_y, ct_statistics, scale_factor, groups, ordinary
     )
     if ct_z is not None:
         dz = dz + widen(ct_z)
@@ -253,7 +249,7 @@ phi_residual_layernorm_p = define(
     _reference,
     operation="phi_residual_layernorm",
     kernel=_kernel,
-    on_cpu=shortcut(_reference, _sum_of),
+    on_cpu=on_cpu(_reference),
     divides_by_zero=without_spread(_reference),
 )
 phi_residual_layernorm_tangent_p = define(
@@ -264,6 +260,7 @@ phi_residual_layernorm_cotangent_p = define(
     _cotangent_reference,
     operation="phi_residual_layernorm",
     kernel=_cotangent_kernel,
+    on_cpu=cotangent_on_cpu(_cotangent_reference),
 )
 
 # ----------------------------------------------------------------------------------- rules
