@@ -77,8 +77,20 @@ def test_in_a_program(operation, dtype, x64, implementation, rng):
         assert_same(got, program(*operands), dtype)
 
 
-@pytest.mark.parametrize(("dtype", "x64"), CASES)
-@pytest.mark.parametrize("operation", battery.thinned(OPERATIONS, 3), ids=lambda o: o.label)
+# Outside a program every operation in two cases, so that every case has operations of all kinds.
+PAIRS = [
+    pytest.param(
+        operation,
+        *CASES[(3 * i + j) % len(CASES)].values,
+        id=f"{operation.label}-{CASES[(3 * i + j) % len(CASES)].id}",
+        marks=[] if i % 3 == j == 0 else pytest.mark.slow,
+    )
+    for i, operation in enumerate(OPERATIONS)
+    for j in range(2)
+]
+
+
+@pytest.mark.parametrize(("operation", "dtype", "x64"), PAIRS)
 def test_eager(operation, dtype, x64, implementation, rng):
     with jax.enable_x64(x64):
         operands = operation.operands(rng, dtype)
@@ -88,8 +100,7 @@ def test_eager(operation, dtype, x64, implementation, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "x64"), CASES)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.label)
+@pytest.mark.parametrize(("operation", "dtype", "x64"), PAIRS)
 def test_without_jit(operation, dtype, x64, implementation, rng):
     with jax.enable_x64(x64):
         operands = operation.operands(rng, dtype)
