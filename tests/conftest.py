@@ -30,7 +30,15 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without a GPU the tests marked `gpu` are deselected, not skipped: they cannot run here."""
+    """Without a GPU the tests marked `gpu` are deselected, not skipped: they cannot run here.
+
+    Of operations and layers the custom calls are slow tests: which version of jax emits them is the
+    business of the tests of handlers, lowering, sharding, export and interpreters.
+    """
+    for item in items:
+        called = getattr(item, "callspec", None) and item.callspec.params.get("implementation")
+        if called == "double" and item.path.parent.name in ("ops", "nn"):
+            item.add_marker(pytest.mark.slow)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing or has_gpu():
         return
