@@ -10,8 +10,11 @@ import zlib
 DEVICES = "--xla_force_host_platform_device_count=8"
 if DEVICES not in os.environ.setdefault("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] += " " + DEVICES
-# Fresh numbers on every run; the workers of pytest-xdist inherit the variable, so all share it.
-SEED = int(os.environ.setdefault("SYNTONIC_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
+# The same numbers on every run, unless SYNTONIC_TEST_SEED is another number or `fresh`. The workers
+# of pytest-xdist inherit the variable, so all share it.
+if os.environ.setdefault("SYNTONIC_TEST_SEED", "0") == "fresh":
+    os.environ["SYNTONIC_TEST_SEED"] = str(random.SystemRandom().randrange(2**32))
+SEED = int(os.environ["SYNTONIC_TEST_SEED"])
 
 import pytest  # noqa: E402
 

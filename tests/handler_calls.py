@@ -330,7 +330,7 @@ WRONG = [
     (
         "golden_batch_norm_sums",
         {"ct": floats(6, 4, 5, dtype="float16")},
-        "ct must be float32 or float32, got float16",
+        "ct must be float32, got float16",
     ),
     ("golden_batch_norm_sums", {"mean": floats(1, 5), "low": floats(1, 5)}, "rows of 4 elements"),
     ("golden_batch_norm_sums", {"low": floats(2, 4)}, r"low must have the shape \(1, 4\) of mean"),

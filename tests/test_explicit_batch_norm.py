@@ -127,7 +127,7 @@ def ways(rank):
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_any_way(axis, rng):
-    """Of x, of the parameters and of the mask, three at random, others in every run."""
+    """Of x, of the parameters and of the mask, three at random, others with another seed."""
 
     def some(rank):
         found = ways(rank)

@@ -2,9 +2,9 @@
 
 Of every operand every sharding there is, over meshes of one axis, of two, of one that few sizes
 divide, and of one explicit and one automatic axis; where there are very many ways, some of them,
-others in every run. jax decides when it traces: what the formula accepts, with its derivatives,
-under vmap or not, the operation must accept, and must leave its results where the formula leaves
-them. What then runs, and what it computes, is tried for a few.
+others with another seed. jax decides when it traces: what the formula accepts, with its
+derivatives, under vmap or not, the operation must accept, and must leave its results where the
+formula leaves them. What then runs, and what it computes, is tried for a few.
 """
 
 import dataclasses

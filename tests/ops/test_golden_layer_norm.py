@@ -295,9 +295,14 @@ def test_rows_that_are_not_finite_stay_alone(dtype, implementation, rng):
         assert np.all(np.isfinite(rows[::4]))
 
 
-def test_constant_rows(implementation):
-    x = jnp.full((2, 6), 1e4, "float32")
+@pytest.mark.parametrize("value", [1e4, 0.1, -3e-5])
+def test_constant_rows(value, implementation, rng):
+    """y is the bias: 1 / √ε makes nothing large of what rounding left in the mean."""
+    x = jnp.full((2, 6), value, "float32")
     check(implementation, x, jnp.ones_like(x))
+    scale, bias = (jnp.asarray(rng.uniform(1, 2, size=6), "float32") for _ in range(2))
+    y = golden_layer_norm(x, scale, bias, implementation=implementation)
+    np.testing.assert_array_equal(y, jnp.broadcast_to(bias, x.shape))
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)

@@ -249,11 +249,15 @@ def test_rows_that_are_not_finite_stay_alone(dtype, implementation, rng):
     np.testing.assert_array_equal(oracles.real(z), oracles.real(expected))
 
 
-def test_constant_rows(implementation):
-    identity = jnp.full((2, 6), 1e4, "float32")
-    check_accuracy(
-        implementation, identity, jnp.zeros_like(identity), jnp.ones_like(identity), mode="standard"
-    )
+@pytest.mark.parametrize("value", [1e4, 0.1, -3e-5])
+def test_constant_rows(value, implementation, rng):
+    """y is the bias: 1 / √ε makes nothing large of what rounding left in the mean."""
+    identity = jnp.full((2, 6), value, "float32")
+    operands = identity, jnp.zeros_like(identity)
+    check_accuracy(implementation, *operands, jnp.ones_like(identity), mode="standard")
+    scale, bias = (jnp.asarray(rng.uniform(1, 2, size=6), "float32") for _ in range(2))
+    y = phi_residual_layernorm(*operands, scale, bias, implementation=implementation)
+    np.testing.assert_array_equal(y, jnp.broadcast_to(bias, identity.shape))
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
