@@ -232,12 +232,12 @@ def _reference(identity, residual, *, mode, activation, dtype, residuals):
 def _keeps_sum(activation: str | None, dtype: Any, data_dtype: Any) -> bool:
     """Whether the backward pass needs z: that of a plain sum needs nothing.
 
-    That of relu reads y, unless y may be 0 where z is not.
+    Where y suffices z is kept only if y may be 0 where z is not.
     """
-    if activation == "relu":
-        least, least_of_data = (jnp.finfo(t).smallest_normal for t in (dtype, data_dtype))
-        return bool(least > least_of_data)
-    return activation is not None
+    if activation is None or not _activation.ACTIVATIONS[activation].of_y:
+        return activation is not None
+    least, least_of_data = (jnp.finfo(t).smallest_normal for t in (dtype, data_dtype))
+    return bool(least > least_of_data)
 
 
 def branch_scales(mode: PhiResidualMode) -> tuple[float, float]:
@@ -300,7 +300,7 @@ def _kernel(identity, residual, *, mode, activation, dtype, residuals, devices):
         [dtype, identity.dtype] if keeps_sum else [dtype],
         sum_scale=mode.sum_scale,
         residual_scale=mode.residual_scale,
-        activation=_activation.CODES[activation],
+        activation=_activation.code(activation),
     )
 
 
@@ -322,7 +322,7 @@ def _cotangent_kernel(*operands, devices, **params):
             [data_dtype] * sum(wanted),
             identity_scale=scales[0],
             residual_scale=scales[1],
-            activation=_activation.CODES[activation],
+            activation=_activation.code(activation),
             results=wanted[0] + 2 * wanted[1],
         )
         gradients.update(zip((s for s, w in zip(scales, wanted) if w), results))
