@@ -94,7 +94,7 @@ def assert_no_more(f, formula, operands, parameters):
         for kind in ("all-gather", "collective-permute", "all-to-all"):
             once = len(sharded) if kind == "all-gather" else 0
             assert ours[kind] <= max(theirs[kind], once), (kind, ours, theirs)
-        # One sum of each kind more: what rounding takes from the mean.
+        # In jnp one sum of each kind more: what rounding takes from the mean.
         assert ours["all-reduce"] <= theirs["all-reduce"] * 3 / 2, (ours, theirs)
 
 
@@ -115,6 +115,14 @@ def test_collectives(rows, parameters, masked):
         return golden_batch_norm(x, scale, bias, where=where, implementation="xla")
 
     assert_no_more(f, plain, operands, pair)
+
+
+def test_devices_meet_as_often_as_in_the_formula(installed_double):
+    """By the kernels, whose statistics of parts are merged: for the mean, and for the variance."""
+    mesh = mesh_of(AxisType.Auto)
+    operands = [placed(mesh, SHAPE, P("d")), *[placed(mesh, (CHANNELS,), P())] * 2]
+    f = functools.partial(golden_batch_norm, implementation="cuda")
+    assert traffic(f, *operands)["all-reduce"] == traffic(plain, *operands)["all-reduce"] == 2
 
 
 @pytest.mark.parametrize(("rows", "parameters"), battery.thinned(LAYOUTS, 4), ids=str)

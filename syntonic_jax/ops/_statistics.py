@@ -81,10 +81,12 @@ def merged(mean, low, var, count, average) -> tuple[Any, Any, Any]:
     common = settled(average(mean))
     common = jnp.where(jnp.isfinite(common * count), common, common * count)
     here = jnp.isfinite(common)
-    # From here on numbers are small beside the mean.
+    # From here on numbers are small beside the mean. The offset is what rounding left, and its
+    # square is taken off at the end: devices meet for the mean and for the variance, no third time.
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _finite(average(apart))
-    var = average(var + jnp.square(apart - offset))
+    var = average(var + jnp.square(apart)) - jnp.square(offset)
+    var = jnp.maximum(var, jnp.zeros_like(var))
     return *_in_two_of_any_size(common, offset), jnp.where(here, var, var + jnp.abs(common))
 
 
