@@ -78,7 +78,7 @@ def cotangent_on_cpu(reference: Callable[..., Any]) -> Callable[..., Any]:
         if devices > 1:
             return reference(*operands, **params)
         shift, slope = operands[1][..., 0], operands[1][..., 1]
-        bound = 2.0 ** (jnp.finfo(slope.dtype).maxexp - 8)
+        bound = 2.0 ** (jnp.finfo(slope.dtype).maxexp * 3 // 4)
         return lax.cond(
             (jnp.abs(shift) < bound).all() & (slope > 1 / bound).all(),
             functools.partial(reference, ordinary=True, **params),
@@ -99,27 +99,36 @@ def _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary: bool) ->
     if unit is not None:
         z = z * unit
     mean = z.mean(-1, keepdims=True)
-    mean = mean if ordinary else settled(mean)
+    if ordinary:  # not part of a multiply-add, either; what settles it takes XLA's fusion apart
+        mean = jnp.maximum(mean, -float(jnp.finfo(mean.dtype).max))
+    else:
+        mean = settled(mean)
     deviations = z - mean
     low = deviations.mean(-1, keepdims=True)
     if not ordinary:
         mean, low = in_two(mean, low)
         deviations = z - mean
     var = jnp.square(deviations).mean(-1, keepdims=True) - jnp.square(low)
-    # XLA's fusion of a norm on a CPU has no place for a select. (And jet none for a maximum.)
+    # XLA's fusion of a norm on a CPU has no place for a select. (jet has half the derivative of a
+    # maximum of equal numbers.)
     var = jnp.maximum(var, 0) if ordinary else jnp.where(var < 0, 0, var)
-    rstd = lax.rsqrt(var + epsilon * unit * unit if unit is not None else var + epsilon)
-    slope = 4 * rstd
-    if unit is not None:
-        slope = slope * unit
-        if epsilon > 0:  # of equal numbers ε alone is left, and beside large ones its square is not
-            equal = var == 0
-            rstd = jnp.where(equal, 1, rstd)
-            slope = jnp.where(equal, 4 / math.sqrt(epsilon), slope)
-    y = _affine((deviations - low) * rstd, scale, bias, scale_factor, groups)
-    shift, rest = mean * -0.25, -low * rstd
-    if unit is not None:
+    shift = mean * -0.25
+    if unit is None:
+        rstd = lax.rsqrt(var + epsilon)
+        slope, rest, x_hat = 4 * rstd, -low * rstd, (deviations - low) * rstd
+    else:
         shift = shift / unit
+        spread = var + jnp.square(math.sqrt(epsilon) * unit)
+        # Of equal numbers ε alone is left, and beside large ones its square is not. Then it goes by
+        # 1 / unit and 1 / √ε, of which the product may be out of range.
+        lost = (spread == 0) & (epsilon > 0)
+        root = 1 / math.sqrt(epsilon) if epsilon > 0 else 1.0
+        rstd = jnp.where(lost, 1 / unit, lax.rsqrt(jnp.where(lost, 1, spread)))
+        more = jnp.where(lost, root, 1)
+        slope = jnp.where(lost, 4 * root, 4 * rstd * unit)
+        rest = -low * rstd * more
+        x_hat = (deviations - low) * rstd * more
+    y = _affine(x_hat, scale, bias, scale_factor, groups)
     return y, jnp.concatenate([shift, slope, rest], -1)
 
 
@@ -127,6 +136,8 @@ def _is_ordinary(z: Any, epsilon: float) -> Any:
     """Whether no row is large enough, or small enough, for its squares to leave the range."""
     if z.dtype == jnp.float16:
         return jnp.bool_(True)
+    if 0 < epsilon < jnp.finfo(z.dtype).tiny:  # which a CPU takes for 0
+        return jnp.bool_(False)
     z = widen(z)
     squares = jnp.square(z).sum(-1)
     exponent = jnp.finfo(z.dtype).maxexp * 3 // 4
