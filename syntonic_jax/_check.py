@@ -193,7 +193,10 @@ def labels(
 def axis_name(function: str, value: Any) -> None:
     """Raises TypeError unless `value` may name mapped axes: integers count the axes of an array."""
     names = value if isinstance(value, tuple) else (value,)
-    if any(_number.integer(name) is not None or isinstance(name, bool) for name in names):
+    if any(
+        _number.integer(name) is not None or isinstance(name, bool | list | dict | set)
+        for name in names
+    ):
         raise TypeError(
             f"{function}: axis_name must be the name of a mapped axis, or several, got {value!r}"
         )
@@ -205,7 +208,7 @@ def index_groups(function: str, groups: Any) -> tuple[tuple[int, ...], ...]:
         found = tuple(tuple(map(_number.integer, group)) for group in groups)
         if not any(None in group for group in found):
             return found  # type: ignore[return-value]
-    except TypeError:
+    except Exception:  # of whatever kind it is that cannot be walked through
         pass
     raise TypeError(
         f"{function}: axis_index_groups must be a sequence of sequences of indices, got {groups!r}"

@@ -18,8 +18,8 @@ from jax import lax
 # The table of checkify's rules and what they are made of; the public module has neither.
 from jax._src import checkify as _checkify
 
-# What a trace does before it runs a function.
-from jax._src.core import set_current_trace
+# What a trace does before it runs a function, and the names of mapped axes.
+from jax._src.core import extend_axis_env_nd, get_axis_env, set_current_trace
 
 # The rule by which jax runs one primitive outside jit. A cached `jax.jit` of `bind` in its place
 # recurses without end under `jax_debug_nans`, which re-runs the primitive op by op.
@@ -233,3 +233,16 @@ def _out_of_bounds(indices: Indices) -> tuple[Any, Any]:
     value = jnp.where(least < 0, least, largest)
     payload = jnp.stack([value.astype(jnp.int32), jnp.int32(axis), jnp.asarray(size, jnp.int32)])
     return (least < 0) | (largest >= size), payload
+
+
+# ------------------------------------------------------------------------------ mapped axes
+
+
+def mapped_axes(sizes: Sequence[tuple[Any, int]]) -> Any:
+    """A context in which mapped axes of these names and sizes are known, where they are not.
+
+    A rule with a collective is traced late: jax asks a jit that contains the `vmap` for its
+    derivative where the axis has no name any more, but still does what the collective means.
+    """
+    env = get_axis_env()
+    return extend_axis_env_nd([(n, size) for n, size in sizes if not env.axis_exists(n)])

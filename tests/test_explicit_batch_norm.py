@@ -135,3 +135,17 @@ def test_any_way(axis, rng):
 
     drawn = zip(some(3), some(len(features(axis))), some(3))
     assert sum(check_way(rng, axis, *specs) for specs in drawn)
+
+
+@pytest.mark.parametrize("mask", [(8, 4, 1), (8, 1, 1), (8, 4, 16)], ids=str)
+def test_a_mask_along_features_that_are_sharded(mask, implementation, rng):
+    mesh = mesh_of(AxisType.Explicit)
+    x, where = jnp.asarray(rng.normal(size=SHAPE)), jnp.asarray(rng.random(mask) < 0.7)
+    where = where.at[0].set(True)
+    f = functools.partial(golden_batch_norm, target_variance="standard")
+    want = f(x, where=where), jax.grad(lambda x: jnp.sin(f(x, where=where)[0]).sum())(x)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, P(None, None, "m")))
+        ours = functools.partial(f, where=where, implementation=implementation)
+        got = ours(x), jax.grad(lambda x: jnp.sin(ours(x)[0]).sum())(x)
+        battery.assert_same(jax.device_get(got), jax.device_get(want), 1e-9)

@@ -15,10 +15,12 @@ from jax.experimental.jet import jet
 
 from syntonic_jax import (
     crystallize,
+    golden_batch_norm,
     golden_gelu,
     golden_layer_norm,
     phi_residual,
     phi_residual_layernorm,
+    residual_component_norm,
     syntonic_softmax,
 )
 from syntonic_jax.lattice import snap_distance, syntony
@@ -199,3 +201,48 @@ def test_under_other_transformations(implementation):
     expected = jax.jit(functools.partial(run, f))(x, a, b)
     with jax.disable_jit():
         battery.assert_same(run(f, x, a, b), expected, RTOL)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e37])
+def test_rows_of_equal_numbers(value, implementation):
+    """ε alone is left of their spread."""
+    x, v = jnp.full((1, 4), value, "float32"), jnp.asarray([[1.0, 2, 3, 5]], "float32")
+    f = functools.partial(golden_layer_norm, implementation=implementation)
+    _, ((slope, *_),) = jet(lambda x: (f(x),), (x,), ([v, 0 * v],))
+    np.testing.assert_allclose(slope, jax.jvp(f, (x,), (v,))[1], rtol=1e-5)
+
+
+def test_channels_of_equal_numbers(implementation):
+    """The variance has its second derivative where it is 0."""
+    x, v = jnp.full((4, 1), 3.0), jnp.asarray([[1.0], [2], [3], [5]])
+    f = functools.partial(golden_batch_norm, implementation=implementation)
+    _, (_, _, var) = jet(lambda x: f(x), (x,), ([v, 0 * v],))
+    np.testing.assert_allclose([float(t[0]) for t in var], [0, 2 * np.var(v)], atol=1e-12)
+
+
+def test_channels_without_elements(implementation):
+    x = jnp.asarray([[1.0], [2], [3], [5]])
+    where = jnp.zeros((4, 1), bool)
+
+    def f(x):
+        return (golden_batch_norm(x, where=where, implementation=implementation)[0],)
+
+    _, (series,) = jet(f, (x,), ([x, 0 * x],))
+    np.testing.assert_array_equal(series, np.zeros((2, 4, 1)))
+
+
+def test_at_the_limits_of_gelu_and_at_a_norm_of_zero(implementation):
+    x = jnp.asarray([1e20, -1e20, 1e30], "float32")
+
+    def gelu(x):
+        options = {"activation": "gelu", "implementation": implementation}
+        return (phi_residual(x, jnp.zeros_like(x), "standard", **options),)
+
+    _, ((slope,),) = jet(gelu, (x,), ([jnp.ones_like(x)],))
+    np.testing.assert_array_equal(slope, [1, 0, 1])
+
+    def norm(x):
+        return (residual_component_norm(x, implementation=implementation),)
+
+    _, ((slope,),) = jet(norm, (jnp.zeros(4),), ([jnp.ones(4)],))
+    assert slope == 0

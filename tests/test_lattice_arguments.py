@@ -165,3 +165,20 @@ def test_conditions():
     assert same(where(jnp.asarray(condition), X, -X), expected)
     assert same(where(np.bool_(True), X, -X), X)
     assert same(jax.jit(where)(condition, X, -X), expected)
+
+
+def test_matrices_and_shapes():
+    matrix = np.array([[1, 2], [3, 4]]).view(np.matrix)
+    x = GoldenArray(matrix, matrix)
+    np.testing.assert_array_equal((x + matrix).a, 2 * np.asarray(matrix))
+    np.testing.assert_array_equal(x.a, matrix)
+    with pytest.raises(ValueError, match=r"GoldenArray\.reshape: shape does not fit"):
+        x.reshape(3)
+    for shape in (2**70, [2**62, 2**62]):
+        with pytest.raises(ValueError, match=r"ResonantTensor\.ones: shape does not fit"):
+            ResonantTensor.ones(shape)
+    for shape in (True, [True]):
+        with pytest.raises(TypeError, match=r"ResonantTensor\.zeros: shape must be of integers"):
+            ResonantTensor.zeros(shape)
+    with pytest.raises(TypeError, match="condition must be an array of booleans"):
+        where(np.ma.array([True, False], mask=[0, 1]), x[0], x[1])

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check
+from .. import _check, _number
 from ._overflow import narrowed
 
 _INTEGERS = (np.dtype("int32"), np.dtype("int64"))
@@ -37,7 +37,8 @@ def integers(function: str, name: str, x: Any) -> Any:
 def in_range(function: str, name: str, x: Any, dtype: Any) -> Any:
     """`x`, a Python integer or an array with values, if jax would not wrap it around in `dtype`."""
     limits = jnp.iinfo(dtype)
-    least, most = (x, x) if isinstance(x, int) else (np.min(x, initial=0), np.max(x, initial=0))
+    values = np.asarray(x)  # a matrix has ways of its own
+    least, most = (x, x) if isinstance(x, int) else (values.min(initial=0), values.max(initial=0))
     if least < limits.min or most > limits.max:
         raise ValueError(f"{function}: {name} must fit {dtype}, got {x}")
     return x
@@ -72,8 +73,9 @@ def axes(function: str, value: Any, ndim: int) -> tuple[int, ...] | None:
 
 def condition(function: str, value: Any) -> Any:
     """An array of booleans, or one."""
-    if not isinstance(value, bool) and getattr(value, "dtype", None) != np.dtype(bool):
-        found = getattr(value, "dtype", type(value).__name__)
+    array = not isinstance(value, np.ma.MaskedArray) and hasattr(value, "dtype")
+    if not isinstance(value, bool) and not (array and value.dtype == np.dtype(bool)):
+        found = value.dtype if array else type(value).__name__
         raise TypeError(f"{function}: condition must be an array of booleans, got {found}")
     return value
 
@@ -91,9 +93,15 @@ def broadcast(function: str, names: str, *arrays: Any) -> None:
 
 
 def shaped(function: str, name: str, change: Callable[..., Any], *given: Any) -> Any:
-    """`change(*given)`, a change of a shape, whose errors name the function and the argument."""
+    """`change(*given)`, a change of a shape, whose errors name the function and the argument.
+
+    They are of one type where the shape is of integers, whatever that of jax is.
+    """
+    entries = [n for part in given for n in (part if isinstance(part, tuple | list) else [part])]
+    if any(isinstance(n, bool | np.bool_) for n in entries):  # jax takes them for 1 and 0
+        raise TypeError(f"{function}: {name} must be of integers, got {given}")
     try:
         return change(*given)
-    except (TypeError, ValueError, OverflowError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        kind = TypeError if any(_number.integer(n) is None for n in entries) else ValueError
         raise kind(f"{function}: {name} does not fit: {error}") from error

@@ -237,7 +237,7 @@ def _filled(name, shape, number, precision) -> ResonantTensor:
     name = f"ResonantTensor.{name}"
     precision = _check.precision(name, precision)
     dtype = jnp.asarray(0).dtype
-    numbers = arguments.shaped(name, "shape", jnp.full, shape, number, dtype)
+    numbers = arguments.shaped(name, "shape", lambda s: jnp.full(s, number, dtype), shape)
     return ResonantTensor(GoldenArray(numbers, jnp.zeros_like(numbers)), precision)
 
 

@@ -46,15 +46,33 @@ def truth(layer: str, mask: Any, shape: tuple[Any, ...], of: str) -> Any:
     return jnp.asarray(mask, bool)
 
 
-def size(layer: str, least: int = 1, **values: Any) -> None:
-    """Raises TypeError or ValueError for what is neither None nor an integer, `least` or more."""
+def types(layer: str, **values: Any) -> None:
+    """Raises TypeError for what is neither None nor a dtype of numbers."""
     for name, value in values.items():
-        if value is None:
-            continue
+        try:
+            numbers = value is None or jnp.issubdtype(jnp.dtype(value), np.number)
+        except (TypeError, ValueError, SyntaxError):
+            numbers = False
+        if not numbers:
+            raise TypeError(f"{layer}: {name} must be a dtype of numbers, got {value!r}")
+
+
+def optional_size(layer: str, **values: Any) -> None:
+    """As `size`, where None stands for a default."""
+    size(layer, **{name: value for name, value in values.items() if value is not None})
+
+
+def size(layer: str, least: int = 1, **values: Any) -> None:
+    """Raises TypeError or ValueError for what is no integer from `least` on that jax can take."""
+    for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise TypeError(f"{layer}: {name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{layer}: {name} must be at least {least}, got {value}")
+        if value >= 2**63:
+            raise ValueError(
+                f"{layer}: {name} must be below 2**63, got one of {int(value).bit_length()} bits"
+            )
 
 
 def momentum(layer: str, value: Any, name: str = "momentum") -> Any:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm_inference
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
+from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 with required("haiku", "haiku"):
     import haiku as hk
@@ -215,7 +216,7 @@ class GoldenBatchNorm(_Norm):
         }
 
         def train(scale, offset, dtype):
-            return golden_batch_norm(
+            return finite_batch_norm(
                 inputs,
                 scale,
                 offset,

@@ -272,8 +272,8 @@ class SyntonicAttention(hk.Module):
         layer = type(self).__name__
         self.mode = check_softmax_mode(layer, mode)
         _arguments.flags(layer, with_bias=with_bias)
-        _arguments.size(layer, num_heads=num_heads, key_size=key_size, model_size=model_size)
-        _arguments.size(layer, num_positions=num_positions)
+        _arguments.size(layer, num_heads=num_heads, key_size=key_size)
+        _arguments.optional_size(layer, model_size=model_size, num_positions=num_positions)
         self.path = attention_path(layer, mode, weighting, implementation, key_size)
         self.num_heads = num_heads
         self.key_size = key_size

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm_inference
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import (
@@ -18,6 +18,7 @@ from syntonic_jax.nn._norm import (
     sorted_axes,
     widened,
 )
+from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 with required("flax", "flax"):
     from flax import linen as nn
@@ -28,7 +29,9 @@ with required("flax", "flax"):
 def _parameters(module: Any, shape: tuple[int, ...]) -> list[Any]:
     """scale and bias, or None, made in the order in which Flax draws their keys."""
     flags = {"use_scale": module.use_scale, "use_bias": module.use_bias}
-    _arguments.flags(type(module).__name__, **flags)
+    layer = type(module).__name__
+    _arguments.flags(layer, **flags)
+    _arguments.types(layer, dtype=module.dtype, param_dtype=module.param_dtype)
     made = []
     for name in ("scale", "bias"):
         use, init = getattr(module, f"use_{name}"), getattr(module, f"{name}_init")
@@ -167,7 +170,7 @@ class GoldenBatchNorm(nn.Module):
             mean, var = (variable.value for variable in running)
             return golden_batch_norm_inference(data, mean, var, scale, bias, **settings)
         mapping = _mapping(self)
-        y, *new = golden_batch_norm(data, scale, bias, where=where, **mapping, **settings)
+        y, *new = finite_batch_norm(data, scale, bias, where=where, **mapping, **settings)
         if self.is_initializing():
             return y
         anything = None

@@ -96,6 +96,7 @@ class SyntonicSoftmax(nn.Module):
         """
         name, size = type(self).__name__, self.num_features
         _check.floating(name, x=x)
+        _arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
         axis = _check.integer_axis(name, self.axis)
         if size is None and -jnp.ndim(x) <= axis < jnp.ndim(x):
             size = jnp.shape(x)[axis]
@@ -157,6 +158,7 @@ class SyntonicClassifier(nn.Module):
         """Makes the two layers, which both methods use."""
         name = type(self).__name__
         _arguments.flags(name, use_bias=self.use_bias)
+        _arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
         _arguments.size(name, num_classes=self.num_classes)
         self.dense = nn.Dense(
             self.num_classes,
@@ -304,8 +306,14 @@ class SyntonicAttention(nn.Module):
         """
         name, width = type(self).__name__, jnp.shape(inputs_q)[-1]
         _arguments.flags(name, use_bias=self.use_bias)
-        _arguments.size(name, num_heads=self.num_heads, num_positions=self.num_positions)
-        _arguments.size(name, qkv_features=self.qkv_features, out_features=self.out_features)
+        _arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
+        _arguments.size(name, num_heads=self.num_heads)
+        _arguments.optional_size(
+            name,
+            num_positions=self.num_positions,
+            qkv_features=self.qkv_features,
+            out_features=self.out_features,
+        )
         inputs_k = inputs_q if inputs_k is None else inputs_k
         inputs_v = inputs_k if inputs_v is None else inputs_v
         features = self.qkv_features or width

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import _check, golden_batch_norm, golden_batch_norm_inference
+from syntonic_jax import _check, golden_batch_norm_inference
 from syntonic_jax.nn import _arguments
 from syntonic_jax.nn._framework import required
 from syntonic_jax.nn._norm import (
@@ -19,6 +19,7 @@ from syntonic_jax.nn._norm import (
     sorted_axes,
     widened,
 )
+from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 with required("flax", "flax"):
     from flax import nnx
@@ -158,6 +159,7 @@ class GoldenBatchNorm(_Norm):
         implementation: str | None = None,
     ):
         _arguments.flags("GoldenBatchNorm", use_bias=use_bias, use_scale=use_scale)
+        _arguments.types("GoldenBatchNorm", dtype=dtype, param_dtype=param_dtype)
         _arguments.size("GoldenBatchNorm", num_features=num_features)
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
@@ -225,7 +227,7 @@ class GoldenBatchNorm(_Norm):
             mean, var = map(_unrounded, running, statistics)
             return golden_batch_norm_inference(x, mean, var, scale, bias, **settings)
         mapping = self._mapping()
-        y, *new = golden_batch_norm(x, scale, bias, where=where, **mapping, **settings)
+        y, *new = finite_batch_norm(x, scale, bias, where=where, **mapping, **settings)
         anything = None
         if where is not None:
             anything = remains(where, x.shape, axes, mapping).reshape(running[0].shape)
@@ -322,6 +324,7 @@ class GoldenLayerNorm(_Norm):
         implementation: str | None = None,
     ):
         _arguments.flags("GoldenLayerNorm", use_bias=use_bias, use_scale=use_scale)
+        _arguments.types("GoldenLayerNorm", dtype=dtype, param_dtype=param_dtype)
         _arguments.size("GoldenLayerNorm", num_features=num_features)
         # The order in which nnx.LayerNorm draws its keys.
         self._create(

@@ -86,6 +86,7 @@ class SyntonicSoftmax(nnx.Module):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
         _check.integer_axis(name, axis)
+        _arguments.types(name, dtype=dtype, param_dtype=param_dtype)
         self.mode_norms = _mode_norms(
             name, "num_features", mode, num_features, mode_norms_init, param_dtype, rngs
         )
@@ -177,6 +178,7 @@ class SyntonicClassifier(nnx.Module):
         name = type(self).__name__
         check_softmax_mode(name, mode)
         _arguments.flags(name, use_bias=use_bias)
+        _arguments.types(name, dtype=dtype, param_dtype=param_dtype)
         _arguments.size(name, in_features=in_features, num_classes=num_classes)
         self.dense = nnx.Linear(
             in_features,
@@ -302,9 +304,13 @@ class SyntonicAttention(nnx.Module):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
         _arguments.flags(name, use_bias=use_bias)
-        _arguments.size(name, num_heads=num_heads, num_positions=num_positions)
-        _arguments.size(
-            name, in_features=in_features, qkv_features=qkv_features, out_features=out_features
+        _arguments.types(name, dtype=dtype, param_dtype=param_dtype)
+        _arguments.size(name, num_heads=num_heads, in_features=in_features)
+        _arguments.optional_size(
+            name,
+            num_positions=num_positions,
+            qkv_features=qkv_features,
+            out_features=out_features,
         )
         features = in_features if qkv_features is None else qkv_features
         if features % num_heads:

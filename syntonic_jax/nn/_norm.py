@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_batch_norm, golden_layer_norm
+from syntonic_jax import golden_layer_norm
+from syntonic_jax.ops._layernorm import units
+from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 
 def sorted_axes(layer: str, argument: str, axes: Any, ndim: int) -> tuple[int, ...]:
@@ -73,7 +75,11 @@ def moved(old: Any, new: Any, momentum: Any, dtype: Any, anything: Any = None) -
     """
     old = old.astype(dtype)
     value = (momentum * old + (1 - momentum) * new.astype(dtype)).astype(dtype)
-    return value if anything is None else jnp.where(anything, value, old)
+    if anything is None:
+        return value
+    # On a mesh with explicit axes all of them are sharded in ways of their own.
+    nothing = ~anything | jnp.zeros_like(value, bool)
+    return jnp.where(nothing, old + jnp.zeros_like(value), value)
 
 
 def widened(x: Any, dtype: Any) -> Any:
@@ -164,11 +170,13 @@ def layer_norm(
 
         return affine(norm, x, scale, bias, axes, dtype)[0]
 
-    # The statistics of a batch norm whose features are all that a layer norm does not reduce.
+    # The statistics of a batch norm whose features are all that a layer norm does not reduce. Its
+    # range is not that of rows, which are taken in units of their own.
     features = others(x, axes)
+    x = x * units(x, axes, where, settings["epsilon"], mapping)
 
     def batch_norm(scale, bias, dtype):
-        return golden_batch_norm(
+        return finite_batch_norm(
             x, scale, bias, axis=features, where=where, dtype=dtype, **mapping, **settings
         )
 

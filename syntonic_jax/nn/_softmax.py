@@ -21,9 +21,14 @@ _INITIALISERS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _is_one_of(value: Any, *names: str) -> bool:
+    """Whether it is None or one of these names; comparing an array with them is an array."""
+    return value is None or (isinstance(value, str) and value in names)
+
+
 def check_softmax_mode(layer: str, mode: Any) -> str:
     """`mode`, or a ValueError that names the modes there are."""
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(
             f"{layer}: mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}"
         )
@@ -34,7 +39,7 @@ def named_initialiser(layer: str, init: Any) -> Callable[..., Any] | None:
     """`(shape, dtype) -> array` for an initialiser given by name; None for a callable."""
     if callable(init):
         return None
-    if init not in _INITIALISERS:
+    if not isinstance(init, str) or init not in _INITIALISERS:
         raise ValueError(
             f"{layer}: mode_norms_init must be 'ones', 'index_squared' or an initialiser, "
             f"got {init!r}"
@@ -96,9 +101,9 @@ def attention_path(
     'folded' into features of query and key, for cuDNN, which wants a bias for every query. What is
     folded needs room: cuDNN's heads have a largest size. None stands for a head that leaves it.
     """
-    if weighting not in (None, "bias", "folded"):
+    if not _is_one_of(weighting, "bias", "folded"):
         raise ValueError(f"{layer}: weighting must be None, 'bias' or 'folded', got {weighting!r}")
-    if implementation not in (None, "xla", "cudnn"):
+    if not _is_one_of(implementation, "xla", "cudnn"):
         raise ValueError(
             f"{layer}: implementation must be None, 'xla' or 'cudnn', got {implementation!r}"
         )

@@ -81,7 +81,7 @@ def _gated(code: int, gate_of: Callable[[Any], tuple[Any, Any]]) -> Activation:
     """z · σ(u(z)), of a function that returns u and its derivative."""
 
     def value(z):
-        return z * jax.nn.sigmoid(gate_of(z)[0])
+        return z * jax.nn.sigmoid(gate_of(_clipped(z))[0])
 
     def slope(z):
         z = _bounded(z)
@@ -97,9 +97,13 @@ def _bounded(z: Any) -> Any:
 
     Infinite z gives NaN as the plain formula does, in every derivative, by 0 · z.
     """
+    return _clipped(z) + 0 * z
+
+
+def _clipped(z: Any) -> Any:
     # Of one shape: jet of older versions of jax takes no other minimum, and no clip.
     most = jnp.full_like(z, _SATURATED)
-    return jnp.minimum(jnp.maximum(z, -most), most) + 0 * z
+    return jnp.minimum(jnp.maximum(z, -most), most)
 
 
 ACTIVATIONS = {

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import _check, _dispatch
+from .. import _check, _compat, _dispatch
 from ._channels import apply_tangent, moments, sums
 from ._layout import Layout
 from ._line import normalise
@@ -35,6 +35,7 @@ class Options(NamedTuple):
     implementation: str | None
     axis_name: Any = None
     axis_index_groups: Any = None
+    axis_sizes: tuple[tuple[Any, int], ...] = ()  # of each mapped axis that is named
 
 
 def checked_options(
@@ -99,6 +100,11 @@ def batch_norm(x, scale, bias, where, layout: Layout, options: Options):
 
 @functools.partial(batch_norm.defjvp, symbolic_zeros=True)
 def _batch_norm_jvp(layout: Layout, options: Options, primals, tangents):
+    with _compat.mapped_axes(options.axis_sizes):
+        return _batch_norm_tangents(layout, options, primals, tangents)
+
+
+def _batch_norm_tangents(layout: Layout, options: Options, primals, tangents):
     x, scale, bias, where = primals
     dx, d_scale, d_bias, _ = map(_present, tangents)
     y, mean, low, var, count = results = batch_norm(x, scale, bias, where, layout, options)

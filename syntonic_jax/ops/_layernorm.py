@@ -98,11 +98,9 @@ def _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary: bool) ->
     unit = _unit(z, epsilon) if divided else None
     if unit is not None:
         z = z * unit
-    mean = z.mean(-1, keepdims=True)
-    if ordinary:  # not part of a multiply-add, either; what settles it takes XLA's fusion apart
-        mean = jnp.maximum(mean, -float(jnp.finfo(mean.dtype).max))
-    else:
-        mean = settled(mean)
+    # A maximum is no part of a multiply-add, either, and leaves XLA's fusion of a norm whole.
+    rounded = _above_nothing if ordinary else settled
+    mean = rounded(z.mean(-1, keepdims=True))
     deviations = z - mean
     low = deviations.mean(-1, keepdims=True)
     if not ordinary:
@@ -130,6 +128,10 @@ def _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary: bool) ->
         x_hat = (deviations - low) * rstd * more
     y = _affine(x_hat, scale, bias, scale_factor, groups)
     return y, jnp.concatenate([shift, slope, rest], -1)
+
+
+def _above_nothing(x: Any) -> Any:
+    return jnp.maximum(x, -float(jnp.finfo(x.dtype).max))
 
 
 def _is_ordinary(z: Any, epsilon: float) -> Any:
@@ -242,11 +244,40 @@ def _affine(x_hat: Any, scale: Sequence[Any], bias: Sequence[Any], scale_factor,
 
 def _unit(z: Any, epsilon: float) -> Any:
     """A power of two for each row, near the inverse of its largest number or of √ε."""
-    info = jnp.finfo(z.dtype)
     largest = jnp.max(jnp.abs(z), -1, keepdims=True, initial=math.sqrt(epsilon))
+    return 1 / lax.reduce_precision(_bounded(largest), jnp.finfo(z.dtype).nexp, 0)
+
+
+def _bounded(size: Any) -> Any:
+    """A size of which both it and its inverse are normal numbers."""
+    info = jnp.finfo(size.dtype)
     least, most = 4 * float(info.tiny), float(info.max) / 4
-    largest = jnp.where(largest < least, least, jnp.where(largest > most, most, largest))
-    return 1 / lax.reduce_precision(largest, info.nexp, 0)
+    return jnp.where(size < least, least, jnp.where(size > most, most, size))
+
+
+def units(x: Any, axes: tuple[int, ...], where: Any, epsilon: float, mapping: Any) -> Any:
+    """Powers of two by which x leaves the range of its squares for one in which they have room.
+
+    1 for all rows but those so large that ε is nothing beside them and, where ε is 0, those so
+    small. `mapping` has the mapped axis along which rows go on, as in `golden_batch_norm`.
+    """
+    x = lax.stop_gradient(x)
+    if x.dtype == jnp.float16:
+        return jnp.ones((), x.dtype)
+    size = jnp.abs(widen(x))
+    largest = jnp.max(size, axes, keepdims=True, initial=0, where=True if where is None else where)
+    if mapping.get("axis_name") is not None:
+        groups = mapping.get("axis_index_groups")
+        largest = lax.pmax(largest, mapping["axis_name"], axis_index_groups=groups)
+    info = jnp.finfo(size.dtype)
+    far = info.maxexp * 3 // 8
+    extraordinary = largest > 2.0**far
+    if epsilon == 0:
+        extraordinary |= (largest < 2.0**-far) & (largest > 0)
+    unit = 1 / lax.reduce_precision(jnp.where(extraordinary, _bounded(largest), 1), info.nexp, 0)
+    if epsilon > 0:
+        unit = jnp.where(extraordinary, unit * 2.0 ** (far // 2), unit)
+    return unit.astype(x.dtype)
 
 
 def _normalised(z: Any, statistics: Any) -> Any:

@@ -53,7 +53,10 @@ def line(low, var, scale, bias, epsilon: float, scale_factor: float) -> tuple[An
 
     The shift takes in what rounding took from the mean, unless the slope is infinite: y is then.
     """
-    slope = scale_factor * lax.rsqrt(var + epsilon)
+    # Of an infinite variance, that of channels without elements, no derivative is NaN, in jet too.
+    infinite = var == jnp.inf
+    slope = scale_factor * lax.rsqrt(jnp.where(infinite, 1, var) + epsilon)
+    slope = jnp.where(infinite, 0, slope)
     if scale is not None:
         slope = slope * scale
     shift = -_finite(slope) * low
@@ -86,7 +89,7 @@ def merged(mean, low, var, count, average) -> tuple[Any, Any, Any]:
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _finite(average(apart))
     var = average(var + jnp.square(apart)) - jnp.square(offset)
-    var = jnp.maximum(var, jnp.zeros_like(var))
+    var = jnp.where(var < 0, 0, var)
     return *_in_two_of_any_size(common, offset), jnp.where(here, var, var + jnp.abs(common))
 
 
@@ -111,28 +114,39 @@ def statistics(x, where, block, groups, alone) -> tuple[Any, ...]:
     if near is None:
         offset = _finite(offset)  # it is not where the first mean is infinite, which then holds
     mean, low = _in_two_of_any_size(first, offset)
+    if where:
+        count = count + jnp.zeros_like(mean)  # sharded as x is on a mesh with explicit axes
     squares = average(jnp.square(wide - spread(mean, x, groups, block)))
-    var = jnp.maximum(squares - _finite(jnp.square(low)), 0)
+    var = squares - _finite(jnp.square(low))
+    var = jnp.where(var < 0, 0, var)  # a maximum has half the derivative at 0, in jet
     return (mean, low, spread_out(var, count), count) if where else (mean, low, var)
 
 
-_NEAR = 64  # of so many numbers no single one that is far from the others moves the mean far
+_NEAR = 64  # elements of which a number near the mean is made
 
 
 def _near_mean(wide, axes) -> Any:
     """A number near the mean of every channel, that of some elements: a pass over x is spared.
 
-    It is so small beside the largest number that nothing overflows by it. None where the number of
-    elements is not known. Over several devices those elements would have to be sent.
+    They lie apart, and the largest and the least of them are left out: neither a few numbers that
+    are far from all others, nor a part of the batch that is, moves it far. It is so small beside
+    the largest number that nothing overflows by it. None where the number of elements is not known.
+    Over several devices those elements would have to be sent.
     """
     if not all(isinstance(wide.shape[axis], int) for axis in axes):
         return None
-    ends, left = list(wide.shape), _NEAR
+    taken, left = dict.fromkeys(axes, 1), _NEAR
     for axis in reversed(axes):
-        ends[axis] = min(ends[axis], max(left, 1))
-        left //= max(ends[axis], 1)
-    near = settled(lax.slice(wide, [0] * wide.ndim, ends).mean(axes))
+        taken[axis] = min(wide.shape[axis], max(left, 1))
+        left //= max(taken[axis], 1)
+    strides = [wide.shape[a] // taken[a] if a in taken else 1 for a in range(wide.ndim)]
+    some = lax.slice(wide, [0] * wide.ndim, wide.shape, strides)
+    count = math.prod(some.shape[axis] for axis in axes)
+    near = some.mean(axes)
+    if count > 2:
+        near = (some.sum(axes) - some.max(axes) - some.min(axes)) / (count - 2)
     info = jnp.finfo(wide.dtype)
+    near = settled(near)
     return jnp.where(jnp.abs(near) < info.max * info.eps / 8, near, 0)
 
 

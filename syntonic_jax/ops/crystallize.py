@@ -170,7 +170,7 @@ def _distance(x: Any, a: Any, b: Any) -> tuple[Any, Any]:
     word = jax.lax.bitcast_convert_type(x, f"uint{bits}")  # compilers flush subnormal floats
     magnitude = word << 1 >> 1
     size = jax.lax.bitcast_convert_type(magnitude, x.dtype)
-    negative = word != magnitude
+    negative = (word != magnitude) & (magnitude != 0)  # -0 is 0
     sign = jnp.where(negative, np.int32(-1), (magnitude != 0).astype(jnp.int32))
 
     far = jnp.finfo(x.dtype).nmant + 24

@@ -6,6 +6,7 @@ other axes, those of a mapped axis included where one is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,13 +96,27 @@ def golden_batch_norm(
     """
     name = "golden_batch_norm"
     axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
-    if isinstance(axis_name, list):
-        axis_name = tuple(axis_name)
-    if axis_index_groups is not None:
-        axis_index_groups = _check.index_groups(name, axis_index_groups)
+    axis_name, axis_index_groups = _mapped(name, axis_name, axis_index_groups)
     return _golden_batch_norm(
         x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
-        axis_index_groups,
+        axis_index_groups, False,
+    )  # fmt: skip
+
+
+def finite_batch_norm(
+    x, scale, bias, *, axis, target_variance="golden", epsilon=1e-5, where=None, axis_name=None,
+    axis_index_groups=None, dtype=None, implementation=None,
+):  # fmt: skip
+    """`golden_batch_norm` for layers: features without any element have statistics of 0.
+
+    A layer does not use them, and a NaN that nobody uses is found by `debug_nans` all the same.
+    """
+    name = "golden_batch_norm"
+    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
+    axis_name, axis_index_groups = _mapped(name, axis_name, axis_index_groups)
+    return _golden_batch_norm(
+        x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
+        axis_index_groups, True,
     )  # fmt: skip
 
 
@@ -182,6 +197,15 @@ def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax
     return _output_statistics(x, axis)
 
 
+def _mapped(name: str, axis_name, axis_index_groups) -> tuple[Any, Any]:
+    """The mapped axis and its groups as jit can hash them."""
+    if isinstance(axis_name, list):
+        axis_name = tuple(axis_name)
+    if axis_index_groups is not None:
+        axis_index_groups = _check.index_groups(name, axis_index_groups)
+    return axis_name, axis_index_groups
+
+
 def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, Any, float]:
     """Axis, target variance and epsilon as jit can hash them; checked, as it takes 1 for True."""
     if type(epsilon) is not float:
@@ -195,17 +219,17 @@ def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, Any, float]
 
 @_public.jit(
     "axis", "target_variance", "epsilon", "dtype", "implementation", "axis_name",
-    "axis_index_groups", function="golden_batch_norm",
+    "axis_index_groups", "finite", function="golden_batch_norm",
 )  # fmt: skip
 def _golden_batch_norm(
     x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
-    axis_index_groups,
+    axis_index_groups, finite,
 ):  # fmt: skip
     options = checked_options(
         "golden_batch_norm", axis, target_variance, epsilon, dtype, implementation, axis_name,
         axis_index_groups,
     )  # fmt: skip
-    return _checked_batch_norm(x, scale, bias, where, options)
+    return _checked_batch_norm(x, scale, bias, where, options, finite)
 
 
 @_public.jit("axis", function="output_statistics")
@@ -214,7 +238,7 @@ def _output_statistics(x, axis):
     return _checked_batch_norm(x, None, None, None, options)[1:]
 
 
-def _checked_batch_norm(x, scale, bias, where, options: Options):
+def _checked_batch_norm(x, scale, bias, where, options: Options, finite: bool = True):
     name = options.function
     layout, x, (scale, bias) = layout_of(
         name, options.axis, options.dtype, x, scale=scale, bias=bias
@@ -227,12 +251,12 @@ def _checked_batch_norm(x, scale, bias, where, options: Options):
             f"axes, got feature axes {layout.axes} of shape {layout.shape}"
         )
     if options.axis_name is not None:
-        _require_mapped(name, options)
+        options = options._replace(axis_sizes=_mapped_sizes(name, options))
     scale, bias = contained(scale), contained(bias)
     y, mean, _, var, count = batch_norm(x, scale, bias, where, layout, options)
     if count is not None:
         # √−1 where there is none: a NaN by name would be found also where there is no such channel.
-        none = jnp.sqrt(lax.stop_gradient(count) - 1)
+        none = 0 if finite else jnp.sqrt(lax.stop_gradient(count) - 1)
         mean, var = (jnp.where(count > 0, s, none) for s in (mean, var))
     return layout.restore(y), mean, var
 
@@ -254,15 +278,19 @@ def _golden_batch_norm_inference(
     return layout.restore(normalise_by(x, mean, var, scale, bias, layout, options))
 
 
-def _require_mapped(name: str, options: Options) -> None:
+def _mapped_sizes(name: str, options: Options) -> tuple[tuple[Any, int], ...]:
     # Asked here because a sum over groups does not ask.
     _check.axis_name(name, options.axis_name)
+    names = options.axis_name
     try:
-        size = lax.axis_size(options.axis_name)
+        sizes = tuple(
+            (n, lax.axis_size(n)) for n in (names if isinstance(names, tuple) else (names,))
+        )
     except NameError as error:
         raise NameError(
             f"{name}: axis_name must be a mapped axis (of jax.vmap, jax.pmap or jax.shard_map), "
             f"got {options.axis_name!r}, which is none here"
         ) from error
     if options.axis_index_groups is not None:
-        _check.covers(name, options.axis_index_groups, size)
+        _check.covers(name, options.axis_index_groups, math.prod(size for _, size in sizes))
+    return sizes

@@ -103,16 +103,22 @@ def _in_range(total):
     return (total >= least) & (total <= most)
 
 
+def _root(total):
+    """The square root, with the derivative 0 at 0."""
+    some = total != 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, total, 1)), 0)
+
+
 def _reference(x, *, coefficient, groups):
     wide = widen(x)
     total = _sum_of_squares(wide, groups)
-    norm = coefficient * jnp.sqrt(total)
+    norm = coefficient * _root(total)
     if x.dtype == jnp.float16:  # whose squares float32 holds
         return (norm,)
     factor, least, most = _RANGES[wide.dtype.name]
     # The coefficient comes first: it may bring the norm back into the range.
-    large = coefficient * jnp.sqrt(_sum_of_squares(wide, groups, 1 / factor)) * factor
-    small = coefficient * jnp.sqrt(_sum_of_squares(wide, groups, factor)) * (1 / factor)
+    large = coefficient * _root(_sum_of_squares(wide, groups, 1 / factor)) * factor
+    small = coefficient * _root(_sum_of_squares(wide, groups, factor)) * (1 / factor)
     return (jnp.where(total > most, large, jnp.where(total < least, small, norm)),)
 
 

@@ -243,8 +243,9 @@ def _loss(find, *operands, form: Form, residuals, ignored, groups):
         loss = jnp.where(total == 0, 0, loss)  # nothing counts
     if ignored is not None:
         loss = jnp.where(labels == ignored, 0, loss)
-        # A row of −inf alone has no such number; one that does not count needs none.
+        # A row of −inf or NaN has no such numbers; one that does not count needs none.
         log_total = jnp.where(label.counts, log_total, 0)
+        largest = jnp.where(labels == ignored, 0, largest)
     return (loss, largest, log_total) if residuals else (loss,)
 
 
@@ -317,7 +318,7 @@ def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
         params = {"form": form, "residuals": residuals, "ignored": ignored, "groups": groups}
         return _reference(*operands, **params)
     number = Value("vector", dtype=accumulation_dtype(parts.x.dtype))
-    return call(
+    results = call(
         "syntonic_cross_entropy",
         [*logit_values(parts), Value("vector", labels)],
         [number] * (1 + 2 * residuals),
@@ -327,6 +328,10 @@ def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
         statistics=int(residuals),
         ignored=ignored or 0,  # it is no class
     )
+    if residuals and ignored is not None:
+        loss, largest, log_total = results
+        results = [loss, jnp.where(labels == ignored, 0, largest), log_total]
+    return results
 
 
 def _cotangent_kernel(*operands, devices, **params):

@@ -343,3 +343,64 @@ def test_other_wrong_arguments(framework):
     for arrays, name in ((("a", X), "identity"), ((X, "a"), "residual")):
         call = lambda a=arrays: built.apply(parameters, *a)  # noqa: E731
         refused(TypeError, "PhiResidualLayerNorm", f"{name} must be an array", call)
+
+
+# ----------------------------------------------------------------------------- types and sizes
+
+NO_TYPES = ["bogus", object(), ["a"], "O"]
+NO_SIZES = {"none": None, "text": "a", "huge": 10**400, "beyond": 2**63, "zero": 0}
+
+
+@pytest.mark.parametrize("argument", ["dtype", "param_dtype"])
+@pytest.mark.parametrize("value", NO_TYPES, ids=["name", "object", "list", "objects"])
+@pytest.mark.parametrize("framework", MASKED)  # Haiku's layers have neither
+def test_what_is_no_type(framework, argument, value):
+    options, pattern = {argument: value}, f"{argument} must be a dtype of numbers, got"
+
+    def norm(norms):
+        made = norms[framework](False, X, **options)
+        return made.apply(*made.init(), X)
+
+    refused(TypeError, "GoldenBatchNorm", pattern, lambda: norm(BATCH_NORMS))
+    refused(TypeError, "GoldenLayerNorm", pattern, lambda: norm(LAYER_NORMS))
+    for name, layers in (
+        ("SyntonicSoftmax", SOFTMAXES),
+        ("SyntonicClassifier", CLASSIFIERS),
+        ("SyntonicAttention", ATTENTIONS),
+    ):
+        more = {"num_classes": 5} if name == "SyntonicClassifier" else {}
+        build = lambda b=layers[framework], m=more: b(X, **options, **m).init()  # noqa: E731
+        refused(TypeError, name, pattern, build)
+
+
+@pytest.mark.parametrize("what", NO_SIZES)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_no_size(framework, what):
+    """None stands for the length of x where a size may be left out."""
+    value = NO_SIZES[what]
+    for layer, argument, layers in (
+        ("SyntonicClassifier", "num_classes", CLASSIFIERS),
+        ("SyntonicAttention", "num_positions", ATTENTIONS),
+    ):
+        if value is None and argument == "num_positions":
+            continue
+        with pytest.raises((TypeError, ValueError), match=f"^{layer}: {argument} must be"):
+            layers[framework](X, **{argument: value}).init()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("layer", "layers", "argument"),
+    [
+        ("SyntonicSoftmax", SOFTMAXES, "mode"),
+        ("SyntonicSoftmax", SOFTMAXES, "mode_norms_init"),
+        ("SyntonicAttention", ATTENTIONS, "mode"),
+        ("SyntonicAttention", ATTENTIONS, "weighting"),
+        ("SyntonicAttention", ATTENTIONS, "implementation"),
+    ],
+    ids=["softmax", "init", "attention", "weighting", "implementation"],
+)
+@pytest.mark.parametrize("value", [np.ones(3), [1], {}], ids=["array", "list", "dict"])
+def test_what_is_no_name(framework, layer, layers, argument, value):
+    with pytest.raises(ValueError, match=f"^{layer}: {argument} must be"):
+        layers[framework](X, **{argument: value}).init()

@@ -264,3 +264,28 @@ def test_second_derivative(implementation, rng):
 
     whole = functools.partial(golden_batch_norm, where=where, implementation="xla")
     battery.assert_same(along(f)(*values), along(whole)(*values))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_of_programs_that_map(masked, implementation, rng):
+    """jax traces the rule of what a program contains late, where no axis has a name any more."""
+    x = jnp.asarray(rng.normal(size=(2, 6, 3)))
+    where = jnp.asarray(rng.random((6, 3)) < 0.8).at[:2].set(True) if masked else None
+
+    def loss(x):
+        def norm(x):
+            options = {"axis_name": "i", "where": where, "implementation": implementation}
+            return golden_batch_norm(x, **options)[0]
+
+        return jnp.sum(jax.vmap(norm, axis_name="i")(x) ** 3)
+
+    def looped(x):
+        return jax.lax.scan(lambda carry, _: (carry + loss(x), None), 0.0, None, length=2)[0] / 2
+
+    for f in (jax.jit(loss), jax.checkpoint(loss), looped):
+        got = jax.grad(f)(x), jax.linearize(f, x)[1](x), jax.jacfwd(jax.grad(f))(x)
+        jax.clear_caches()  # what was traced before hides it
+        battery.assert_same(
+            got, (jax.grad(loss)(x), jax.jvp(loss, (x,), (x,))[1], jax.hessian(loss)(x))
+        )
+        jax.clear_caches()

@@ -224,3 +224,15 @@ def test_numbers_of_numpy_are_integers(implementation):
     for value in (np.int8(-7), np.int64(-7)):
         loss = loss_of(implementation, labels, value)({"x": x})
         np.testing.assert_allclose(loss, [np.log(4), 0])
+
+
+def test_a_row_that_is_no_number_has_no_part_in_derivatives(implementation):
+    """Nothing that is kept for them is NaN, either."""
+    x = jnp.asarray([[np.nan] * 3, [1.0, 2.0, 3.0]])
+    f = loss_of(implementation, jnp.array([-100, 1]))
+    with jax.debug_nans(True):
+        for g in (jax.grad, lambda f: jax.jacfwd(jax.grad(f))):
+            slopes = g(lambda x: jnp.sum(jnp.sin(f({"x": x}))))(x)
+            np.testing.assert_array_equal(slopes[0], 0)
+    error, _ = checkify.checkify(jax.grad(lambda x: f({"x": x}).sum()), checkify.float_checks)(x)
+    assert error.get() is None

@@ -63,3 +63,12 @@ def test_gradients(name, mean, implementation, rng):
     )
     # A few roundings of each of three terms, of which none is above 5.
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("part", [slice(1), slice(64), slice(-200, None)])
+def test_a_part_of_the_batch_far_from_the_rest(part, rng):
+    """On a CPU the mean is that of some numbers, and of the deviations from it."""
+    x = rng.normal(400, 1, (20000, 2)).astype("float32")
+    x[part] = 1e8
+    _, mean, _ = golden_batch_norm(jnp.asarray(x))
+    np.testing.assert_allclose(mean, x.astype("float64").mean(0), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Kind 20 inside loops: XLA fuses a norm otherwise there, and may compute a mean anew, unrounded."""
+"""Kind 20 in loops: XLA fuses a norm otherwise there, and may compute a mean anew, unrounded."""
 
 import jax
 import jax.numpy as jnp

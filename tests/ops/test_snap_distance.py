@@ -78,3 +78,10 @@ def test_the_derivative_is_a_sign(dtype, implementation):
     assert oracles.real(jax.jvp(f, (x,), (jnp.ones_like(x),))[1]).tolist() == signs
     second = jax.jvp(jax.grad(lambda x: f(x).sum()), (x,), (jnp.ones_like(x),))[1]
     assert not oracles.real(second).any()
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+def test_the_derivative_of_either_zero(dtype, implementation):
+    f = functools.partial(snap_distance, implementation=implementation)
+    for zero in (0.0, -0.0):
+        assert jax.grad(f)(jnp.asarray(zero, dtype)) == 0
