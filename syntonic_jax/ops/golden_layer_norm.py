@@ -61,7 +61,9 @@ def golden_layer_norm(
 
     Returns:
       y of the shape of x. Sums and statistics are in float32 (float64 for float64 data); y is
-      rounded once.
+      rounded once. Rows of any finite numbers have the y that exponents without bounds would give.
+      A CPU, where XLA takes subnormal numbers for 0, loses digits of rows, and gradients, within 32
+      times the smallest normal number.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, or `epsilon` no Python number.

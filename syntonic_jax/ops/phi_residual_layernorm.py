@@ -64,7 +64,7 @@ def phi_residual_layernorm(
 
     Returns:
       y [..., width], or (y, z). Sums and statistics are in float32 (float64 for float64 data);
-      y is rounded once.
+      y is rounded once. Its range is that of `golden_layer_norm`.
 
     Raises:
       TypeError: an array or `dtype` is not real floating point, `epsilon` no Python number, or
