@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from typing import Any, final
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _fixed, _public
+from .. import _check, _fixed, _number, _public
 from ..constants import PHI_INV
 from ..modes import PhiResidualMode
 from ..ops._numerics import widen
@@ -237,6 +239,9 @@ def _filled(name, shape, number, precision) -> ResonantTensor:
     name = f"ResonantTensor.{name}"
     precision = _check.precision(name, precision)
     dtype = jnp.asarray(0).dtype
+    sizes = [_number.integer(n) or 0 for n in np.ravel(np.asarray(shape, object))]
+    if math.prod(sizes) >= 2**63:  # of which XLA ends the process
+        raise ValueError(f"{name}: shape does not fit: {shape} has more than 2**63 elements")
     numbers = arguments.shaped(name, "shape", lambda s: jnp.full(s, number, dtype), shape)
     return ResonantTensor(GoldenArray(numbers, jnp.zeros_like(numbers)), precision)
 

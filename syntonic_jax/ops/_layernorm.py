@@ -35,9 +35,10 @@ def layernorm(
     groups: int,
     dtype: Any,
     *,
+    of: Any,
     one_cpu: bool = False,
 ) -> tuple[Any, Any]:
-    """y, of type `dtype`, and the statistics of rows z.
+    """y, of type `dtype`, and the statistics of rows z, numbers of the type `of`.
 
     On one CPU device rows are searched for their largest numbers only if they must be. What it
     costs to look is a pass over the rows; a second form of the norm is compiled for it. Over
@@ -45,7 +46,8 @@ def layernorm(
     """
 
     def rows(z, scale, bias, ordinary):
-        y, statistics = _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary)
+        divided = not ordinary and of != jnp.float16  # no number of which is too large
+        y, statistics = _layernorm(z, scale, bias, epsilon, scale_factor, groups, divided, ordinary)
         return y.astype(dtype), statistics
 
     if not one_cpu:
@@ -89,11 +91,13 @@ def cotangent_on_cpu(reference: Callable[..., Any]) -> Callable[..., Any]:
     return form
 
 
-def _layernorm(z, scale, bias, epsilon, scale_factor, groups, ordinary: bool) -> tuple[Any, Any]:
-    """`ordinary` promises that no square of z leaves the range, and that nothing is around this."""
-    # Rows are first divided by about their largest number, so that no square leaves the range. A
-    # power of two does so without rounding. No number of float16 is that large.
-    divided = not ordinary and z.dtype != jnp.float16
+def _layernorm(
+    z, scale, bias, epsilon, scale_factor, groups, divided: bool, ordinary: bool
+) -> tuple[Any, Any]:
+    """Rows are first `divided` by about their largest number, so that no square leaves the range.
+
+    A power of two does so without rounding. `ordinary` promises that none leaves it; for a CPU.
+    """
     z = widen(z)
     unit = _unit(z, epsilon) if divided else None
     if unit is not None:

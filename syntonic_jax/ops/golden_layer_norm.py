@@ -136,7 +136,9 @@ def _reference(
     one_cpu=False,
 ):  # fmt: skip
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    results = layernorm(x, scale, bias, epsilon, scale_factor, groups, dtype, one_cpu=one_cpu)
+    results = layernorm(
+        x, scale, bias, epsilon, scale_factor, groups, dtype, of=x.dtype, one_cpu=one_cpu
+    )
     return results[: 1 + residuals]
 
 

@@ -146,10 +146,14 @@ def _reference(
     identity, residual, *parameters, has_scale, has_bias, mode, epsilon, scale_factor, dtype,
     return_sum, residuals, groups, one_cpu=False,
 ):  # fmt: skip
-    z = round_to(golden_sum(identity, residual, mode), identity.dtype).astype(identity.dtype)
+    z = round_to(golden_sum(identity, residual, mode), identity.dtype)
+    if one_cpu:  # once for all that reads it; elsewhere jet would round its series with it
+        z = z.astype(identity.dtype)
     scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    y, statistics = layernorm(z, scale, bias, epsilon, scale_factor, groups, dtype, one_cpu=one_cpu)
-    results = (y, z, statistics)
+    y, statistics = layernorm(
+        z, scale, bias, epsilon, scale_factor, groups, dtype, of=identity.dtype, one_cpu=one_cpu
+    )
+    results = (y, z.astype(identity.dtype), statistics)
     return results if residuals else results[: 1 + return_sum]
 
 
