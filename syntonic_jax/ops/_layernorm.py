@@ -118,13 +118,15 @@ def _layernorm(
     if unit is None:
         rstd = lax.rsqrt(var + epsilon)
         slope, rest, x_hat = 4 * rstd, -low * rstd, (deviations - low) * rstd
+    elif epsilon == 0:
+        shift, rstd = shift / unit, lax.rsqrt(var)
+        slope, rest, x_hat = 4 * rstd * unit, -low * rstd, (deviations - low) * rstd
     else:
-        shift = shift / unit
-        spread = var + jnp.square(math.sqrt(epsilon) * unit)
         # Of equal numbers ε alone is left, and beside large ones its square is not. Then it goes by
         # 1 / unit and 1 / √ε, of which the product may be out of range.
-        lost = (spread == 0) & (epsilon > 0)
-        root = 1 / math.sqrt(epsilon) if epsilon > 0 else 1.0
+        shift = shift / unit
+        spread = var + jnp.square(math.sqrt(epsilon) * unit)
+        lost, root = spread == 0, 1 / math.sqrt(epsilon)
         rstd = jnp.where(lost, 1 / unit, lax.rsqrt(jnp.where(lost, 1, spread)))
         more = jnp.where(lost, root, 1)
         slope = jnp.where(lost, 4 * root, 4 * rstd * unit)

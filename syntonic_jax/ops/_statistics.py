@@ -88,7 +88,7 @@ def merged(mean, low, var, count, average) -> tuple[Any, Any, Any]:
     # square is taken off at the end: devices meet for the mean and for the variance, no third time.
     apart = jnp.where(here, (mean - common) + low, 0)
     offset = _finite(average(apart))
-    var = average(var + jnp.square(apart)) - jnp.square(offset)
+    var = average(var + jnp.square(apart)) - _finite(jnp.square(offset))
     var = jnp.where(var < 0, 0, var)
     return *_in_two_of_any_size(common, offset), jnp.where(here, var, var + jnp.abs(common))
 

@@ -318,7 +318,7 @@ def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
         params = {"form": form, "residuals": residuals, "ignored": ignored, "groups": groups}
         return _reference(*operands, **params)
     number = Value("vector", dtype=accumulation_dtype(parts.x.dtype))
-    results = call(
+    return call(
         "syntonic_cross_entropy",
         [*logit_values(parts), Value("vector", labels)],
         [number] * (1 + 2 * residuals),
@@ -328,10 +328,6 @@ def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
         statistics=int(residuals),
         ignored=ignored or 0,  # it is no class
     )
-    if residuals and ignored is not None:
-        loss, largest, log_total = results
-        results = [loss, jnp.where(labels == ignored, 0, largest), log_total]
-    return results
 
 
 def _cotangent_kernel(*operands, devices, **params):
