@@ -125,7 +125,8 @@ def _layernorm(
         # Of equal numbers ε alone is left, and beside large ones its square is not. Then it goes by
         # 1 / unit and 1 / √ε, of which the product may be out of range.
         shift = shift / unit
-        spread = var + jnp.square(math.sqrt(epsilon) * unit)
+        # Settled, or XLA squares the constant alone: ε may be below the normal numbers.
+        spread = var + jnp.square(settled(math.sqrt(epsilon) * unit))
         lost, root = spread == 0, 1 / math.sqrt(epsilon)
         rstd = jnp.where(lost, 1 / unit, lax.rsqrt(jnp.where(lost, 1, spread)))
         more = jnp.where(lost, root, 1)

@@ -1,5 +1,7 @@
 """The layer norm of rows of any finite numbers is that of exponents without bounds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,3 +153,22 @@ def test_subnormal_and_zero_rows(dtype, implementation, x64):
         if np.any(y[0] != 0):
             np.testing.assert_allclose(y[0], exact[0], rtol=8 * float(oracles.info(dtype).eps))
         assert np.all(y[1] == 0)
+
+
+def test_an_epsilon_below_the_normal_numbers():
+    """A CPU takes it for 0: equal numbers have the norm 0 all the same, and small ones theirs."""
+    f = functools.partial(golden_layer_norm, implementation="xla")
+    for epsilon in (1e-38, 1e-40, 1e-45):
+        np.testing.assert_array_equal(f(jnp.ones((1, 3), "float32"), epsilon=epsilon), 0)
+    y = f(jnp.asarray([[1e-20, 2e-20, 3e-20]], "float32"), epsilon=1e-38)
+    np.testing.assert_allclose(y[0], [-0.0783544, 0, 0.0783544], rtol=1e-5, atol=1e-7)
+
+
+def test_a_wide_row_with_one_number_far_off():
+    """Its mean and deviation are far from the end of the range; their distance from it is not."""
+    x = jnp.full((1, 8192), -(2.0**118), "float32").at[0, 0].set(3.4e38)
+    f = functools.partial(golden_layer_norm, implementation="xla")
+    y, pull = jax.vjp(f, x, jnp.ones(8192))
+    dx, d_scale = pull(jnp.ones_like(y))
+    np.testing.assert_allclose(d_scale, y[0], rtol=1e-6)
+    assert np.isfinite(dx).all()
