@@ -94,12 +94,9 @@ def golden_batch_norm(
     >>> np.asarray(y.var(0)).round(3)
     array([0.618, 0.618], dtype=float32)
     """
-    name = "golden_batch_norm"
-    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
-    axis_name, axis_index_groups = _mapped(name, axis_name, axis_index_groups)
-    return _golden_batch_norm(
-        x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
-        axis_index_groups, False,
+    return _called(
+        x, scale, bias, axis, target_variance, epsilon, where, axis_name, axis_index_groups, dtype,
+        implementation, False,
     )  # fmt: skip
 
 
@@ -111,12 +108,9 @@ def finite_batch_norm(
 
     A layer does not use them, and a NaN that nobody uses is found by `debug_nans` all the same.
     """
-    name = "golden_batch_norm"
-    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
-    axis_name, axis_index_groups = _mapped(name, axis_name, axis_index_groups)
-    return _golden_batch_norm(
-        x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
-        axis_index_groups, True,
+    return _called(
+        x, scale, bias, axis, target_variance, epsilon, where, axis_name, axis_index_groups, dtype,
+        implementation, True,
     )  # fmt: skip
 
 
@@ -197,13 +191,21 @@ def output_statistics(x: ArrayLike, axis: int | Sequence[int] = -1) -> tuple[jax
     return _output_statistics(x, axis)
 
 
-def _mapped(name: str, axis_name, axis_index_groups) -> tuple[Any, Any]:
-    """The mapped axis and its groups as jit can hash them."""
+def _called(
+    x, scale, bias, axis, target_variance, epsilon, where, axis_name, axis_index_groups, dtype,
+    implementation, finite,
+):  # fmt: skip
+    """The call with what is static as jit can hash it."""
+    name = "golden_batch_norm"
+    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
     if isinstance(axis_name, list):
         axis_name = tuple(axis_name)
     if axis_index_groups is not None:
         axis_index_groups = _check.index_groups(name, axis_index_groups)
-    return axis_name, axis_index_groups
+    return _golden_batch_norm(
+        x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
+        axis_index_groups, finite,
+    )  # fmt: skip
 
 
 def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, Any, float]:
