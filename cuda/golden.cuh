@@ -1,4 +1,4 @@
-// The golden ratio, correctly rounded to the accumulation type.
+// The golden ratio, correctly rounded to the accumulation type, and the sum with a branch.
 #pragma once
 
 namespace syntonic {
@@ -20,5 +20,25 @@ __device__ void golden_sum(A (&i)[N], const A (&r)[N], A sum_scale, A residual_s
 #pragma unroll
   for (int e = 0; e < N; ++e) i[e] = sum_scale * (i[e] / 2 + residual_scale * r[e]);
 }
+
+// The same numbers without a branch, for kernels that do little else: there it costs more than the
+// multiplications that it saves.
+template <class A>
+struct GoldenSum {
+  A identity;
+  A residual;
+  A whole;
+
+  GoldenSum(double sum_scale, double residual_scale)
+      : identity(sum_scale == 1 ? A(1) : A(0.5)),
+        residual(identity * static_cast<A>(residual_scale)),
+        whole(static_cast<A>(sum_scale) / identity) {}
+
+  template <int N>
+  __device__ void operator()(A (&i)[N], const A (&r)[N]) const {
+#pragma unroll
+    for (int e = 0; e < N; ++e) i[e] = whole * fma(residual, r[e], identity * i[e]);
+  }
+};
 
 }  // namespace syntonic

@@ -24,6 +24,7 @@ struct Forward {
   T* z;
   A sum_scale;
   A residual_scale;
+  GoldenSum<A> straight_sum;  // the same two
   Activation activation;
 
   __device__ Loaded read(int64_t start, const Span& at, bool vector) const {
@@ -36,7 +37,11 @@ struct Forward {
     A i[N], r[N];
     unpack(loaded.identity, i);
     unpack(loaded.residual, r);
-    golden_sum(i, r, sum_scale, residual_scale);
+    if (kHalfPacks) {
+      straight_sum(i, r);
+    } else {
+      golden_sum(i, r, sum_scale, residual_scale);
+    }
     if (z) store(z + start, at, vector, pack<T>(i));
     if (activation != Activation::none) {
 #pragma unroll
@@ -138,6 +143,7 @@ Status forward(Stream stream, const PhiResidual& call) {
                                       static_cast<T*>(call.z),
                                       static_cast<Acc<T>>(call.sum_scale),
                                       static_cast<Acc<T>>(call.residual_scale),
+                                      {call.sum_scale, call.residual_scale},
                                       call.activation};
   return launch_map(stream, map, call.count,
                     all_aligned(call.identity, call.residual, call.y, call.z));

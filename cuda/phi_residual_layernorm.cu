@@ -186,19 +186,13 @@ __device__ void normalise_again(const Arguments<T>& a, bool odd) {
   }
 }
 
-constexpr int most_threads(bool aligned) {
-  return aligned ? kMaxThreads : kForwardTuning.unaligned_threads;
-}
-
 // How many blocks a multiprocessor should have registers for.
 template <class T, int K>
-constexpr int blocks_at_once(bool aligned) {
-  return sizeof(T) == 8 || K == 8 ? 1 : aligned ? 2 : 3;
-}
+constexpr int kBlocksAtOnce = sizeof(T) == 8 || K == 8 ? 1 : 2;
 
 // Rows that fit: K packs a thread.
 template <class T, int K, bool kAligned>
-__global__ void __launch_bounds__(most_threads(kAligned), blocks_at_once<T, K>(kAligned))
+__global__ void __launch_bounds__(kMaxThreads, kBlocksAtOnce<T, K>)
     normalise(const Arguments<T> a) {
   wait_for_launches();
   using A = Acc<T>;
@@ -312,6 +306,13 @@ bool vector_access(const PhiResidualLayernorm& call) {
 }
 
 template <class T>
+const RowTuning& tuning(const PhiResidualLayernorm& call) {
+  if (!vector_access<T>(call)) return kForwardUnaligned;
+  if (call.residual) return kForward;
+  return sizeof(T) == 2 ? kPlainForward16 : kPlainForward;
+}
+
+template <class T>
 Status run(Stream stream, const PhiResidualLayernorm& call, const RowPlan& plan) {
   const Arguments<T> arguments(call, plan);
   const bool aligned = vector_access<T>(call);
@@ -328,8 +329,8 @@ Status phi_residual_layernorm(Stream stream, const PhiResidualLayernorm& call) {
   if (call.rows.elements() == 0) return kSuccess;
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const RowPlan plan = plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
-                                   normalise<T, 4, true>, kForwardTuning);
+    const RowPlan plan =
+        plan_rows(call.rows.width, kVector<T>, normalise<T, 4, true>, tuning<T>(call));
     return run<T>(stream, call, plan);
   });
 }

@@ -251,7 +251,11 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 template <class T>
 constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
-  return !aligned          ? pull_back<T, kCotangentTuning.unaligned[0].packs, false>
+  if constexpr (sizeof(T) == 2) {  // what the tables for wider types do not ask for
+    if (aligned && plan.packs == 3) return pull_back<T, 3, true>;
+    if (aligned && plan.packs == 1 && plan.early) return pull_back<T, 1, true, true>;
+  }
+  return !aligned          ? pull_back<T, kCotangentUnaligned.step[0].packs, false>
          : plan.packs == 1 ? pull_back<T, 1, true>
          : plan.packs == 4 ? pull_back<T, 4, true>
          : plan.early      ? pull_back<T, 2, true, true>
@@ -263,6 +267,13 @@ bool vector_access(const PhiResidualLayernormCotangent& call) {
   return call.rows.width % kVector<T> == 0 &&
          all_aligned(call.z, call.scale, call.ct_y, call.ct_z, call.d_identity, call.d_residual,
                      call.d_scale, call.d_bias, call.scratch);
+}
+
+template <class T>
+const RowTuning& tuning(const PhiResidualLayernormCotangent& call) {
+  if (!vector_access<T>(call)) return kCotangentUnaligned;
+  if (sizeof(T) == 2) return call.ct_z ? kCotangent16 : kPlainCotangent16;
+  return call.ct_z ? kCotangent : kPlainCotangent;
 }
 
 // sum(workers, sums) launches one kernel in which every unit of work stores its column sums.
@@ -340,20 +351,22 @@ Status phi_residual_layernorm_cotangent(Stream stream, const PhiResidualLayernor
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return run<T>(stream, call,
-                  plan_rows(call.rows.width, kVector<T>, vector_access<T>(call),
-                            pull_back<T, 2, true>, kCotangentTuning));
+                  plan_rows(call.rows.width, kVector<T>, pull_back<T, 2, true>, tuning<T>(call)));
   });
 }
 
 Status load_phi_residual_layernorm_cotangent(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
-    for (const auto kernel :
-         {pull_back<T, 1, true>, pull_back<T, 2, true>, pull_back<T, 2, true, true>,
-          pull_back<T, 4, true>, pull_back<T, kCotangentTuning.unaligned[0].packs, false>}) {
-      const Status status = load_ring(kernel);
-      if (status != kSuccess) return status;
+    for (const int packs : {1, 2, 3, 4}) {
+      for (const bool early : {false, true}) {
+        const RowPlan plan = {.packs = packs, .early = early};
+        const Status status = load_ring(kernel_for<T>(plan, true));
+        if (status != kSuccess) return status;
+      }
     }
+    const Status status = load_ring(kernel_for<T>({}, false));
+    if (status != kSuccess) return status;
     return load_kernels(pull_back_stream<T>, pull_back_columns<T>, fold_columns<Acc<T>>);
   });
 }

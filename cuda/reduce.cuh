@@ -6,6 +6,7 @@
 
 #include "barrier.cuh"
 #include "memory.cuh"
+#include "tuning/rows.h"
 
 namespace syntonic {
 
@@ -82,26 +83,25 @@ struct alignas(16) Moments {
   }
 };
 
-// The moments of those elements of K packs for which valid(k, e) holds: two passes, the second
-// correcting the rounding of the first mean. Unpacked once for each, packs leave registers to more
-// rows.
+// The moments of those elements of K packs for which valid(k, e) holds: by sums of deviations from
+// the mean of those in the first pack. Its square distance from the mean of all is at most K times
+// their variance, so no more than a factor K of the rounding is lost. Unpacked again for the second
+// look at it, the first pack leaves registers to more rows.
 template <class T, int N, int K, class Valid>
 __device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Valid valid) {
   using A = Acc<T>;
   int count = 0;
   A sum = 0, x[N];
+  unpack(packs[0], x);
+  unpack_again(packs[0]);
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    unpack(packs[k], x);
-    unpack_again(packs[k]);
-#pragma unroll
-    for (int e = 0; e < N; ++e) {
-      if (valid(k, e)) ++count, sum += x[e];
-    }
+  for (int e = 0; e < N; ++e) {
+    if (valid(0, e)) ++count, sum += x[e];
   }
   if (count == 0) return {};
-  const A mean = quotient(sum, A(count));
-  A error = 0, m2 = 0;
+  const A pivot = quotient(sum, A(count));
+  count = 0;
+  A rest = 0, squares = 0;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     unpack(packs[k], x);
@@ -109,19 +109,19 @@ __device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Valid valid) {
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       if (!valid(k, e)) continue;
-      const A deviation = x[e] - mean;
-      error += deviation;
-      m2 += deviation * deviation;
+      const A deviation = x[e] - pivot;
+      ++count;
+      rest += deviation;
+      squares += deviation * deviation;
     }
   }
-  const A correction = quotient(error, A(count));
-  return {static_cast<A>(count), mean, correction, less(m2, correction * error)};
+  const A offset = quotient(rest, A(count));
+  return {static_cast<A>(count), pivot, offset, less(squares, offset * rest)};
 }
 
 // ---- teams ----
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 512;  // in a block of any kernel that reduces
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 
 // This thread's place. A team has a power of two of at most 32 threads, or a multiple of 32 that

@@ -5,6 +5,7 @@
 
 #include "devices.h"
 #include "reduce.cuh"
+#include "tuning/rows.h"
 
 namespace syntonic {
 
@@ -13,48 +14,13 @@ namespace syntonic {
 // template parameter); packs = 0 stands for rows too wide even for a cluster, which are read a
 // second time.
 struct RowPlan {
-  int packs;
-  int threads;  // in a block
-  int team;     // threads that share a row; more than `threads`: a cluster of team / threads blocks
+  int packs = 0;
+  int threads = 0;     // in a block
+  int team = 0;        // that share a row; more than `threads`: team / threads blocks, a cluster
   int stages = 0;      // 0: registers
   bool early = false;  // whether what is known of a row is read one turn before it is needed
 };
 
-struct RowTuning {
-  struct Step {
-    int64_t upto = 0;  // packs in a row
-    int packs = 0;     // a thread
-    int block = 128;   // threads that a block of smaller teams is filled up to
-    int more = 0;      // packs that a row may touch where it does not begin one
-    bool early = false;
-    int most = kMaxThreads;  // threads in a block
-  };
-  Step step[7];           // for vector access; the last one holds for all wider rows
-  Step unaligned[2];      // for any other
-  int unaligned_threads;  // the most in a block
-  int stages = 0;         // rows on their way to a team at any time
-};
-
-// Every tuning number of the row kernels: found by measurement on an H100. In the cotangent the
-// wait for a late number keeps the reads of memory apart from the writes, which is worth more than
-// the wait costs, except where blocks have too few threads to make it up.
-constexpr RowTuning kForwardTuning = {
-    {{32, 2}, {2048, 4}, {4096, 4, 128, 0, false, 256}, {16384, 4}, {0, 8}},
-    {{256, 2}, {0, 4, 128, 1}},
-    256};
-constexpr RowTuning kCotangentTuning = {{{384, 1},
-                                         {512, 2, 512},
-                                         {640, 2, 512, 0, true},
-                                         {1024, 2, 512},
-                                         {1280, 2, 512, 0, true},
-                                         {8192, 2, 512},
-                                         {0, 4, 512}},
-                                        {{0, 2, 256}},
-                                        kMaxThreads,
-                                        3};
-// Kernels for few packs a thread are compiled for blocks of at most this size, so that more of
-// them fit on a multiprocessor at once.
-constexpr int kFewThreads = 384;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -84,13 +50,14 @@ bool compiled_for_90(K* kernel) {
 
 // `kernel` stands for all kernels of the operation when it is asked for clusters.
 template <class K>
-RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowTuning& tuning) {
+RowPlan plan_rows(int64_t width, int vector, K* kernel, const RowTuning& tuning) {
   const int64_t packs = ceil_div(width, vector);
-  const RowTuning::Step* step = aligned ? tuning.step : tuning.unaligned;
+  const RowTuning::Step* step = tuning.step;
   while (step->upto != 0 && packs > step->upto) ++step;
   const int held = step->packs;
   const int64_t threads = ceil_div(packs + step->more, held);
-  const int most = aligned ? step->most : tuning.unaligned_threads;
+  const bool clusters = compiled_for_90(kernel);
+  const int most = clusters ? step->most : kMaxThreads;
   if (threads <= kWarp) {
     int team = 1;
     while (team < threads) team *= 2;
@@ -101,7 +68,7 @@ RowPlan plan_rows(int64_t width, int vector, bool aligned, K* kernel, const RowT
     const int teams = std::max(1, step->block / team);
     return {held, teams * team, team, tuning.stages, step->early};
   }
-  if (!compiled_for_90(kernel)) return {0, kMaxThreads, kMaxThreads};
+  if (!clusters) return {0, kMaxThreads, kMaxThreads};
   if (threads > most * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
   int blocks = 2;
   while (threads > blocks * most) blocks *= 2;

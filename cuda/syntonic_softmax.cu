@@ -12,9 +12,6 @@ namespace {
 
 // Packs of a row that is held in registers, K packs a thread, at most; wider ones are staged.
 constexpr int kRowPacks = kMaxThreads * 4;
-constexpr RowTuning kPlainTuning = {
-    {{32, 2}, {1024, 4}, {1536, 4, 128, 0, false, 256}, {0, 4}}, {}, 0};
-constexpr RowTuning kRowTuning = {{{0, 4}}, {}, 0};
 
 template <class T>
 using Arguments = SoftmaxArguments<T>;
@@ -231,8 +228,8 @@ __global__ void __launch_bounds__(kStreamThreads)
 template <bool kPlain, class T>
 Status run_held(Stream stream, const SyntonicSoftmax& call) {
   const Planes& shape = call.logits.shape;
-  const RowPlan plan = plan_rows(shape.width, kVector<T>, true, softmax_rows<kPlain, T, 4>,
-                                 kPlain ? kPlainTuning : kRowTuning);
+  const RowPlan plan = plan_rows(shape.width, kVector<T>, softmax_rows<kPlain, T, 4>,
+                                 kPlain ? kPlainSoftmax : kSoftmax);
   const Arguments<T> arguments(call, plan.team);
   const Grid grid = grid_of_rows(plan, shape.rows());
   if constexpr (kPlain) {

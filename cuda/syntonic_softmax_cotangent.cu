@@ -9,7 +9,6 @@ namespace {
 
 // Packs of a row that is held in registers at most; wider ones are staged.
 constexpr int kRowPacks = kMaxThreads * 4;
-constexpr RowTuning kRowTuning = {{{32, 2}, {0, 4}}, {}, 0};
 
 // Rows that are staged or streamed; their column sums are a kernel of its own, which finds s of
 // every row at the front of the scratch memory.
@@ -34,7 +33,7 @@ Status run_held(Stream stream, const SyntonicSoftmaxCotangent& call) {
   const Planes& shape = call.logits.shape;
   A* d_bias = static_cast<A*>(call.d_bias);
   const RowPlan plan =
-      plan_rows(shape.width, kVector<T>, true, pull_rows<kPull, kPlain, T, 4>, kRowTuning);
+      plan_rows(shape.width, kVector<T>, pull_rows<kPull, kPlain, T, 4>, kSoftmaxCotangent);
   Grid grid = grid_of_rows(plan, shape.rows());
   const auto kernel =
       plan.packs == 2 ? pull_rows<kPull, kPlain, T, 2> : pull_rows<kPull, kPlain, T, 4>;

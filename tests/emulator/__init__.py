@@ -15,8 +15,9 @@ import jax
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KERNELS = sorted((ROOT / "cuda").glob("*.cu"))
-HEADERS = sorted([*(ROOT / "cuda").glob("*.h"), *(ROOT / "cuda").glob("*.cuh")])
+CUDA = ROOT / "cuda"
+KERNELS = sorted(CUDA.rglob("*.cu"))
+HEADERS = sorted([*CUDA.rglob("*.h"), *CUDA.rglob("*.cuh")])
 DYNAMIC_SHARED = re.compile(r"extern __shared__ (?:__align__\([^)]*\) )?(\w+) (\w+)\[\];")
 # CUDA's own headers, all of which the emulator's stands for.
 REPLACED = ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h")
@@ -26,18 +27,22 @@ FLAGS = [*double.FLAGS, "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-u
 
 def _translate(folder: Path) -> list[Path]:
     """Copies cuda/ to a folder, in C++; returns the kernels."""
-    folder.mkdir()
+    translated = []
     for path in [*KERNELS, *HEADERS]:
         text = DYNAMIC_SHARED.sub(
             r"\1* const \2 = static_cast<\1*>(emulator::dynamic_shared());", path.read_text()
         )
         if path.suffix != ".h":
             text = '#include "emulator.h"\n' + text
-        name = path.with_suffix(".cc").name if path.suffix == ".cu" else path.name
-        (folder / name).write_text(text)
+        target = folder / path.relative_to(CUDA)
+        if path.suffix == ".cu":
+            target = target.with_suffix(".cc")
+            translated.append(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
     for name in REPLACED:
         (folder / name).write_text("")
-    return [folder / path.with_suffix(".cc").name for path in KERNELS]
+    return translated
 
 
 def build() -> Path:
