@@ -15,6 +15,8 @@ if DEVICES not in os.environ.setdefault("XLA_FLAGS", ""):
 if os.environ.setdefault("SYNTONIC_TEST_SEED", "0") == "fresh":
     os.environ["SYNTONIC_TEST_SEED"] = str(random.SystemRandom().randrange(2**32))
 SEED = int(os.environ["SYNTONIC_TEST_SEED"])
+# jax filters the traceback of every exception, also of those that a test waits for.
+os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
 
 import pytest  # noqa: E402
 
@@ -32,12 +34,39 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"SYNTONIC_TEST_SEED={SEED} repeats these random numbers")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        help="of the variants of every test the K-th of N shares, drawn by their names; what has "
+        "no variants is in every share, what is marked `once` in the last",
+    )
+
+
+def of_share(items, share: str) -> list:
+    k, n = map(int, share.split("/"))
+    kept, variants = set(), {}
+    for item in items:
+        if item.get_closest_marker("once"):
+            kept |= {item} if k == n else set()
+        else:
+            variants.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for of_test in variants.values():
+        drawn = sorted(of_test, key=lambda item: zlib.crc32(item.nodeid.encode()))
+        kept |= set(drawn if len(drawn) < n else drawn[k - 1 :: n])
+    return [item for item in items if item in kept]
+
+
 def pytest_collection_modifyitems(config, items):
     """Without a GPU the tests marked `gpu` are deselected, not skipped: they cannot run here.
 
     Of operations and layers the custom calls are slow tests: which version of jax emits them is the
     business of the tests of handlers, lowering, sharding, export and interpreters.
     """
+    if share := config.getoption("share"):
+        kept = of_share(items, share)
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
     for item in items:
         called = getattr(item, "callspec", None) and item.callspec.params.get("implementation")
         if called == "double" and item.path.parent.name in ("ops", "nn"):

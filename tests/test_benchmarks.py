@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = ("--quick", "--widths", "32", "--array-bytes", "8192", "--seconds", "0.0001")

@@ -31,6 +31,7 @@ from syntonic_jax import (
 )
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.slow,
     pytest.mark.usefixtures("x64", "emulated"),
     pytest.mark.skipif(not emulator.available(), reason="fibers are those of Linux"),

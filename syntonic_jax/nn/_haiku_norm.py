@@ -171,6 +171,8 @@ class GoldenBatchNorm(_Norm):
             raise ValueError(
                 "GoldenBatchNorm: cross_replica_axis_index_groups given without cross_replica_axis"
             )
+        if not isinstance(data_format, str):
+            raise TypeError(f"GoldenBatchNorm: data_format must be a string, got {data_format!r}")
         self.axis = axis
         self.cross_replica_axis = cross_replica_axis
         self.cross_replica_axis_index_groups = cross_replica_axis_index_groups

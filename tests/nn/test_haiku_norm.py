@@ -164,6 +164,8 @@ class TestGoldenBatchNorm(BatchNormContract):
         refused("cross_replica_axis_index_groups given", cross_replica_axis_index_groups=[[0]])
         refused("axis must be distinct axes of x", axis=[4])
         refused("axis must be distinct axes of x", axis=[0, -4])
+        with pytest.raises(TypeError, match="GoldenBatchNorm: data_format must be a string"):
+            hk.transform(lambda: GoldenBatchNorm(True, True, 0.9, data_format=["NC"])).init(KEY)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="Unable to extract channel"):
             hk.transform(lambda: GoldenBatchNorm(True, True, 0.9, data_format="CN")).init(KEY)
 
