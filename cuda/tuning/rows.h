@@ -2,11 +2,10 @@
 // how it was measured and what it won.
 #pragma once
 
-#include <cstdint>
+#include "core/types.h"
 
 namespace syntonic {
 
-constexpr int kMaxThreads = 512;  // in a block of any kernel that reduces
 // Cotangent kernels for one pack a thread are compiled for blocks of at most this size, so that
 // more of them fit on a multiprocessor at once.
 constexpr int kFewThreads = 384;

@@ -12,7 +12,7 @@
 #include <string>
 #include <utility>
 
-#include "types.h"
+#include "core/types.h"
 #include "xla/ffi/api/ffi.h"
 
 // Tests build the handlers once more with a spare element at the front of every array (see Call).

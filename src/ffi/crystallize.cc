@@ -1,4 +1,4 @@
-#include "crystallize.h"
+#include "ops/crystallize.h"
 
 #include "targets.h"
 

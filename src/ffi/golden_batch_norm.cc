@@ -1,4 +1,4 @@
-#include "golden_batch_norm.h"
+#include "ops/golden_batch_norm.h"
 
 #include "targets.h"
 

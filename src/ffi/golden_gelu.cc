@@ -1,4 +1,4 @@
-#include "golden_gelu.h"
+#include "ops/golden_gelu.h"
 
 #include "targets.h"
 

@@ -1,4 +1,4 @@
-#include "golden_layer_norm.h"
+#include "ops/golden_layer_norm.h"
 
 #include "targets.h"
 

@@ -1,7 +1,7 @@
 // What the handlers of the softmax operations read alike: the parts of the logits.
 #pragma once
 
-#include "syntonic_softmax.h"
+#include "ops/syntonic_softmax.h"
 #include "targets.h"
 
 namespace syntonic {

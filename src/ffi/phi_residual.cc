@@ -1,4 +1,4 @@
-#include "phi_residual.h"
+#include "ops/phi_residual.h"
 
 #include "targets.h"
 

@@ -1,4 +1,4 @@
-#include "phi_residual_layernorm.h"
+#include "ops/phi_residual_layernorm.h"
 
 #include "targets.h"
 

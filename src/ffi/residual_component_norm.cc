@@ -1,4 +1,4 @@
-#include "residual_component_norm.h"
+#include "ops/residual_component_norm.h"
 
 #include "targets.h"
 

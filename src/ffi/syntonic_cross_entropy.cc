@@ -1,4 +1,4 @@
-#include "syntonic_cross_entropy.h"
+#include "ops/syntonic_cross_entropy.h"
 
 #include <limits>
 

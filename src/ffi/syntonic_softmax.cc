@@ -1,4 +1,4 @@
-#include "syntonic_softmax.h"
+#include "ops/syntonic_softmax.h"
 
 #include "logits.h"
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "buffers.h"
-#include "devices.h"
+#include "core/devices.h"
 
 #ifdef SYNTONIC_HOST
 namespace syntonic {

@@ -1,7 +1,7 @@
 """The activations of a phi residual and their derivatives, in jnp.
 
 One entry of `ACTIVATIONS` is all that this package has to know of an activation. Its kernel is the
-member of `Activation` in cuda/types.h that has the same number; calls with another are refused.
+member of `Activation` in cuda/core/types.h that has the same number; others are refused.
 """
 
 from __future__ import annotations

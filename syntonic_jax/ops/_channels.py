@@ -176,7 +176,7 @@ def _cotangent_reference(
 # Scratch memory for as many workers as keep a device busy, in entries of a worker and a channel.
 _ENTRIES = 1 << 17
 _LEAST_WORKERS = 8  # rows of an odd number of channels that make whole 16-byte packs
-_MOMENTS_ENTRY, _SUMS_ENTRY = 4, 2  # elements, as in cuda/golden_batch_norm.h
+_MOMENTS_ENTRY, _SUMS_ENTRY = 4, 2  # elements, as in cuda/ops/golden_batch_norm.h
 
 
 def planes_of(x: Any, block: Block) -> Any:

@@ -85,7 +85,7 @@ class _Range(NamedTuple):
 
 # The square of factor times the least subnormal number is a normal one, that of the greatest number
 # by it leaves room for 2^40 terms. Below `least` squares that vanished might show; a sum of factor²
-# times it is finite. (cuda/residual_component_norm.cu has the first.)
+# times it is finite. (cuda/ops/residual_component_norm.cu has the first.)
 _RANGES = {
     "float32": _Range(2.0**88, 2.0**-56, 2.0**120),
     "float64": _Range(2.0**600, 2.0**-180, 2.0**1000),

@@ -22,8 +22,8 @@ from filelock import FileLock
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HANDLERS = sorted(p for p in (ROOT / "src" / "ffi").glob("*.cc") if p.name != "module.cc")
-HEADERS = [*(ROOT / "src" / "ffi").glob("*.h"), *(ROOT / "cuda").glob("*.h"), *HERE.glob("*.h")]
-HEADERS.append(ROOT / "cuda" / "golden_layer_norm.cu")
+HEADERS = [*(ROOT / "src" / "ffi").glob("*.h"), *(ROOT / "cuda").rglob("*.h"), *HERE.glob("*.h")]
+HEADERS.append(ROOT / "cuda" / "ops" / "golden_layer_norm.cu")
 SOURCES = [*HANDLERS, *sorted(HERE.glob("*.cc"))]
 COMPILER = os.environ.get("CXX", "g++")
 # Hidden: two builds of the same handlers live in one process. No contraction into fused

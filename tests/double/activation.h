@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "types.h"
+#include "core/types.h"
 
 namespace syntonic {
 

@@ -1,7 +1,7 @@
-#include "crystallize.h"
+#include "ops/crystallize.h"
 
-#include "nearest.h"
 #include "numbers.h"
+#include "ops/nearest.h"
 
 namespace syntonic {
 namespace {

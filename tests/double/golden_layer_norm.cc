@@ -1,2 +1,2 @@
 // Plain C++ already: the launchers of phi_residual_layernorm, without a residual.
-#include "golden_layer_norm.cu"
+#include "ops/golden_layer_norm.cu"

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "types.h"
+#include "core/types.h"
 
 namespace syntonic {
 

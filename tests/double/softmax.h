@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "numbers.h"
-#include "syntonic_softmax.h"
+#include "ops/syntonic_softmax.h"
 
 namespace syntonic {
 

@@ -1,0 +1,12 @@
+// How elementwise work is spread: found on an H100 (docs/performance.md), no worse on an H200.
+#pragma once
+
+namespace syntonic {
+
+constexpr int kMapThreads = 256;
+
+// Packs of a thread are loaded before the first is used.
+constexpr int kMapPacks = 1;
+constexpr int kCrystallizePacks = 2;  // of types wider than 16 bits: computing takes as long
+
+}  // namespace syntonic
