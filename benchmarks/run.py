@@ -46,7 +46,7 @@ import figures
 from cases import Case
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("cuda", "src/ffi", "syntonic_jax/ops")
+SOURCES = ("cuda", "src/ffi", "syntonic_jax/ops", "syntonic_jax/lattice")
 ARRAY_BYTES = 1 << 28  # 2^27 elements of bfloat16: far beyond any cache, and no launch is felt
 SMALL = (32, 1024)  # where only the launch is felt
 # Operations of a compiled program that stand for nothing the device does.

@@ -3,13 +3,9 @@
 from . import _extension as _extension  # loads the kernels, or notes why there are none
 from .constants import PHI, PHI_INV
 from .lattice import GoldenArray, ResonantTensor
+from .lattice.crystallize import crystallize
 from .modes import GoldenNormMode, PhiResidualMode
-from .ops.crystallize import crystallize
-from .ops.golden_batch_norm import (
-    golden_batch_norm,
-    golden_batch_norm_inference,
-    output_statistics,
-)
+from .ops.golden_batch_norm import golden_batch_norm, golden_batch_norm_inference, output_statistics
 from .ops.golden_gelu import golden_gelu
 from .ops.golden_layer_norm import golden_layer_norm
 from .ops.phi_residual import phi_residual, phi_residual_gelu, phi_residual_relu

@@ -13,8 +13,8 @@ import jax
 from jax.interpreters import mlir
 
 from . import _compat
+from ._batching import batch_elementwise
 from ._primitive import bind, define, forward_mode, is_zero, linear, zero_like
-from ._rows import batch_elementwise
 
 # sdy's PropagationDirection: from operands to results, and back.
 _FORWARD, _BACKWARD = 1, 2

@@ -14,8 +14,7 @@ from typing import Any
 
 import jax
 
-from . import _check, _dispatch
-from .ops import _activation
+from . import _activation, _check, _dispatch
 
 # What the arguments of all public functions are, by their names; others are floating-point arrays.
 # Numbers, modes and axes are not here: public functions check them before (_check.py says why).

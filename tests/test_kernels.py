@@ -21,7 +21,7 @@ from norm_range_check import CASES, check_norm
 from softmax_cases import FUNCTIONS, MODES, check, draw
 
 from syntonic_jax import (
-    _partition,
+    _custom_call,
     crystallize,
     golden_batch_norm,
     golden_gelu,
@@ -45,10 +45,10 @@ def emulated():
     for name, stages in emulator.targets().items():
         jax.ffi.register_ffi_target(name + "_emulated", stages, platform="cpu")
         jax.ffi.register_ffi_target_as_batch_partitionable(name + "_emulated")
-    call = _partition._call
+    call = _custom_call._call
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            _partition, "_call", lambda target, *a, **k: call(target + "_emulated", *a, **k)
+            _custom_call, "_call", lambda target, *a, **k: call(target + "_emulated", *a, **k)
         )
         jax.clear_caches()
         yield

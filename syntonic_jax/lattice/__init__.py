@@ -4,7 +4,7 @@
 the proofs and the ranges in which nothing overflows.
 """
 
-from ..ops.crystallize import crystallize, snap_distance
+from .crystallize import crystallize, snap_distance
 from .golden_array import GoldenArray, stack, where
 from .resonant import ResonantPhase, ResonantTensor, syntony
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _fixed
+from . import _fixed_point
 
 # Of |a + bφ|, which is at least 1 / (√5 |b|) where it is not 0, these leave 66 bits exact.
 _FRACTION = {4: 4, 8: 6}
@@ -25,20 +25,20 @@ def _whole(a: Any) -> int:
     return a.dtype.itemsize // 4 + 1
 
 
-def _value(a: Any, b: Any) -> _fixed.Limbs:
-    return _fixed.value(a, b, _whole(a), _FRACTION[a.dtype.itemsize])
+def _value(a: Any, b: Any) -> _fixed_point.Limbs:
+    return _fixed_point.value(a, b, _whole(a), _FRACTION[a.dtype.itemsize])
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def to_float(a: Any, b: Any, dtype: np.dtype) -> jax.Array:
     """a + bφ, rounded once."""
-    return _fixed.to_float(_value(a, b), _FRACTION[a.dtype.itemsize], dtype)
+    return _fixed_point.to_float(_value(a, b), _FRACTION[a.dtype.itemsize], dtype)
 
 
 @functools.partial(jax.jit, inline=True)
 def sign(a: Any, b: Any) -> jax.Array:
     """-1, 0 or 1 as int32."""
-    return _fixed.sign(_value(a, b))
+    return _fixed_point.sign(_value(a, b))
 
 
 @functools.partial(jax.jit, inline=True)
@@ -47,19 +47,19 @@ def compare(a: Any, b: Any, c: Any, d: Any) -> jax.Array:
     dtype = wider(a.dtype, c.dtype)
     shape = jnp.broadcast_shapes(a.shape, c.shape)
     a, b, c, d = (jnp.broadcast_to(x.astype(dtype), shape) for x in (a, b, c, d))
-    return _fixed.sign(_fixed.subtract(_value(a, b), _value(c, d)))
+    return _fixed_point.sign(_fixed_point.subtract(_value(a, b), _value(c, d)))
 
 
 def compare_with(a: Any, b: Any, integer: int) -> jax.Array:
     """The sign of a + bφ − `integer`, which may be any of Python's."""
     # |a + bφ| is below 2.62 · 2^(bits - 1): what is further out compares alike.
     limit = 4 << 8 * a.dtype.itemsize - 1
-    limbs = _fixed.constant(max(-limit, min(integer, limit)), _whole(a))
+    limbs = _fixed_point.constant(max(-limit, min(integer, limit)), _whole(a))
     return _compare_with(a, b, limbs)
 
 
 @functools.partial(jax.jit, inline=True)
-def _compare_with(a: Any, b: Any, whole: _fixed.Limbs) -> jax.Array:
+def _compare_with(a: Any, b: Any, whole: _fixed_point.Limbs) -> jax.Array:
     fraction = (np.uint32(0),) * _FRACTION[a.dtype.itemsize]
     limbs = tuple(jnp.broadcast_to(limb, a.shape) for limb in (*whole, *fraction))
-    return _fixed.sign(_fixed.subtract(_value(a, b), limbs))
+    return _fixed_point.sign(_fixed_point.subtract(_value(a, b), limbs))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from .. import _explicit, _fixed
+from .. import _explicit
+from . import _fixed_point
 
 # The same formula for arrays of integers and for `Wide` ones.
 Formula = Callable[..., tuple[Any, ...]]
@@ -20,21 +21,21 @@ Formula = Callable[..., tuple[Any, ...]]
 class Wide:
     """Integers of so many bits that no sum or product of two coefficients wraps around."""
 
-    def __init__(self, limbs: _fixed.Limbs):
+    def __init__(self, limbs: _fixed_point.Limbs):
         self.limbs = limbs
 
     def __add__(self, other: Wide) -> Wide:
-        return Wide(_fixed.add(*_broadcast(self.limbs, other.limbs)))
+        return Wide(_fixed_point.add(*_broadcast(self.limbs, other.limbs)))
 
     def __sub__(self, other: Wide) -> Wide:
-        return Wide(_fixed.subtract(*_broadcast(self.limbs, other.limbs)))
+        return Wide(_fixed_point.subtract(*_broadcast(self.limbs, other.limbs)))
 
     def __neg__(self) -> Wide:
-        return Wide(_fixed.negate(self.limbs))
+        return Wide(_fixed_point.negate(self.limbs))
 
     def __mul__(self, other: Wide) -> Wide:
         # In two's complement the lower half of a product does not depend on the signs.
-        product = _fixed.multiply(*_broadcast(self.limbs, other.limbs))
+        product = _fixed_point.multiply(*_broadcast(self.limbs, other.limbs))
         return Wide(product[-len(self.limbs) :])
 
     def __matmul__(self, other: Wide) -> Wide:
@@ -77,10 +78,12 @@ class Wide:
         return functools.reduce(lambda ok, limb: ok & (limb == top), above, True)
 
 
-def _broadcast(x: _fixed.Limbs, y: _fixed.Limbs) -> tuple[_fixed.Limbs, _fixed.Limbs]:
+def _broadcast(
+    x: _fixed_point.Limbs, y: _fixed_point.Limbs
+) -> tuple[_fixed_point.Limbs, _fixed_point.Limbs]:
     shape = jnp.broadcast_shapes(x[0].shape, y[0].shape)
 
-    def broadcast(limbs: _fixed.Limbs) -> _fixed.Limbs:
+    def broadcast(limbs: _fixed_point.Limbs) -> _fixed_point.Limbs:
         return tuple(jnp.broadcast_to(limb, shape) for limb in limbs)
 
     return broadcast(x), broadcast(y)
@@ -113,7 +116,7 @@ def checked(name: str, formula: Formula, *coefficients: Any) -> tuple[Any, ...]:
     dtype = results[0].dtype
     words = dtype.itemsize // 4
     # Gathered where the mesh has explicit axes: they do not take apart what is sharded.
-    wide = [Wide(_fixed.from_int(_explicit.gathered(c), 2 * words + 1)) for c in coefficients]
+    wide = [Wide(_fixed_point.from_int(_explicit.gathered(c), 2 * words + 1)) for c in coefficients]
     fits = [jnp.all(x.fits(words)) for x in formula(*wide)]
     checkify.debug_check(
         functools.reduce(lambda x, y: x & y, fits),

@@ -11,13 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _number
-from ..ops.crystallize import coefficients
 from . import _arguments as arguments
 from . import _formulas as formulas
 from . import _operators as operators
 from . import _order as order
 from . import _serialization as serialization
 from ._overflow import checked
+from .crystallize import coefficients
 
 
 @serialization.serializable

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _fixed, _number, _public
+from .. import _check, _number, _public
+from .._numerics import widen
 from ..constants import PHI_INV
 from ..modes import PhiResidualMode
-from ..ops._numerics import widen
-from ..ops.crystallize import straight_through
 from . import _arguments as arguments
+from . import _fixed_point
 from . import _order as order
 from . import _serialization as serialization
+from .crystallize import straight_through
 from .golden_array import GoldenArray, where
 
 
@@ -368,4 +369,6 @@ def _over_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0)))
     least = jnp.finfo(x.dtype).minexp
     exponent = jnp.clip(exponent, least, -least)
-    return x * _fixed.power_of_two(-exponent, x.dtype), _fixed.power_of_two(exponent, x.dtype)
+    return x * _fixed_point.power_of_two(-exponent, x.dtype), _fixed_point.power_of_two(
+        exponent, x.dtype
+    )

@@ -1,7 +1,7 @@
 """The layer norm of rows in jnp, and its derivatives: what the layer norm operations share.
 
 Rows are [*G, *R, width] and parameters [*G, width], G being the group dimensions
-(_rows.py). Parameters and statistics are in the accumulation type, and so are all results.
+(_batching.py). Parameters and statistics are in the accumulation type, and so are all results.
 `scale` and `bias` are sequences of one parameter, or of none.
 
 What is kept of a row are its statistics [*G, *R, 3], the numbers shift, slope and rest by which
@@ -23,7 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ._numerics import in_two, settled, widen
+from .._numerics import in_two, settled, widen
 
 
 def layernorm(

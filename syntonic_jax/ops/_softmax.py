@@ -1,8 +1,8 @@
 """What the softmax operations share: their arguments, logits, and probabilities, in jnp.
 
-Rows are [*G, *R, width, *T], G being the group dimensions (_rows.py) and T the axes behind the one
-that the softmax runs along, as many as `Form.trailing` says: nothing is transposed. Numbers of a
-row are [*G, *R, *T] and parameters [*G, width], both in the accumulation type.
+Rows are [*G, *R, width, *T], G being the group dimensions (_batching.py) and T the axes behind the
+one that the softmax runs along, as many as `Form.trailing` says: nothing is transposed. Numbers of
+a row are [*G, *R, *T] and parameters [*G, width], both in the accumulation type.
 
 A row's normaliser is kept in two numbers: its largest logit, and the logarithm of the total of
 exp(z − largest). Their sum would lose the digits of the second where logits are large. Only the sum
@@ -20,11 +20,11 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from .. import _check
+from .._batching import masked
+from .._numerics import accumulation_dtype, widen
 from .._primitive import bind, is_zero, zero_like
-from .._rows import masked
 from ..constants import PHI_INV
-from ._channels import spread
-from ._numerics import accumulation_dtype, widen
+from ._batch_norm.channels import spread
 
 FLOOR = 1e-10  # of weights, before their logarithm
 
@@ -62,7 +62,7 @@ class Form(NamedTuple):
         return logits, tuple(values)
 
     def kinds(self) -> list[str]:
-        """The kinds (_rows.py) of the operands of `split`."""
+        """The kinds (_batching.py) of the operands of `split`."""
         return (
             ["row"]
             + ["parameter"] * self.bias
@@ -318,7 +318,7 @@ INPUT_KINDS = ("row", "parameter")
 
 
 def normalised_kinds(result: str, labels: bool = False) -> tuple[Callable[..., Any], ...]:
-    """The kinds (_rows.py) of such a primitive, of its tangent and of its cotangent."""
+    """The kinds (_batching.py) of such a primitive, of its tangent and of its cotangent."""
     results = (result, "vector")
 
     def residuals(form: Form) -> list[str]:

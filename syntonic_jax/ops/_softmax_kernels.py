@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .._partition import Value, row_call
+from .._custom_call import Value, row_call
+from .._numerics import accumulation_dtype
 from ._layernorm import scratch_size
-from ._numerics import accumulation_dtype
 from ._softmax import Form, Logits
 
 

@@ -18,8 +18,8 @@ from jax.typing import ArrayLike, DTypeLike
 from .. import _check, _public
 from .._propagation import contained
 from ..modes import GoldenNormMode
-from ._batch_norm import Options, batch_norm, checked_options, normalise_by
-from ._layout import layout_of, mask_of
+from ._batch_norm.layout import layout_of, mask_of
+from ._batch_norm.rules import Options, batch_norm, checked_options, normalise_by
 
 # ---------------------------------------------------------------------------------- public
 

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _public
-from .._partition import elementwise_call
+from .. import _activation, _check, _dispatch, _public
+from .._batching import batch_elementwise
+from .._custom_call import elementwise_call
+from .._numerics import widen
 from .._primitive import bind, define, forward_mode, transposes
-from .._rows import batch_elementwise
-from . import _activation
-from ._numerics import widen
 
 # ---------------------------------------------------------------------------------- public
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
-from .._partition import Value, row_call
+from .._batching import batch_rows, masked
+from .._custom_call import Value, row_call
+from .._numerics import accumulation_dtype, widen
 from .._primitive import bind, define, forward_mode, is_zero, transposes
-from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode
 from ._layernorm import (
     cotangent_on_cpu,
@@ -25,8 +26,7 @@ from ._layernorm import (
     scratch_size,
     without_spread,
 )
-from ._merge import merge_of, spec_of_formula
-from ._numerics import accumulation_dtype, widen
+from ._merged_axes import merge_of, spec_of_formula
 
 # ---------------------------------------------------------------------------------- public
 

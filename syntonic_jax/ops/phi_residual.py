@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _public
-from .._partition import elementwise_call
+from .. import _activation, _check, _dispatch, _public
+from .._batching import batch_elementwise
+from .._custom_call import elementwise_call
+from .._numerics import accumulation_dtype, widen
 from .._primitive import bind, define, forward_mode, is_zero, linear, transposes
-from .._rows import batch_elementwise
 from ..lattice.resonant import ResonantTensor, exact_phi_residual
 from ..modes import PhiResidualMode, check_mode
-from . import _activation
-from ._numerics import accumulation_dtype, widen
 
 # ---------------------------------------------------------------------------------- public
 

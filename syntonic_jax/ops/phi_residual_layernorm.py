@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
-from .._partition import Value, row_call
+from .._batching import batch_rows, masked
+from .._custom_call import Value, row_call
+from .._numerics import accumulation_dtype, round_to, widen
 from .._primitive import bind, define, forward_mode, is_zero, transposes
-from .._rows import batch_rows, masked
 from ..modes import GoldenNormMode, PhiResidualMode, check_mode
 from ._layernorm import (
     cotangent_on_cpu,
@@ -23,7 +24,6 @@ from ._layernorm import (
     scratch_size,
     without_spread,
 )
-from ._numerics import accumulation_dtype, round_to, widen
 from .phi_residual import branch_scales, golden_sum
 
 # ---------------------------------------------------------------------------------- public

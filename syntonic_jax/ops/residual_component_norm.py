@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _dispatch, _public
-from .._partition import Value, row_call
+from .._batching import batch_groups
+from .._custom_call import Value, row_call
+from .._numerics import accumulation_dtype, widen
 from .._primitive import bind, define, forward_mode, transposes
-from .._rows import batch_groups
 from ..modes import PhiResidualMode, check_mode
-from ._numerics import accumulation_dtype, widen
 from .phi_residual import branch_scales
 
 # ---------------------------------------------------------------------------------- public

@@ -16,11 +16,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from .. import _check, _dispatch, _explicit, _public
+from .._batching import batch_rows
 from .._compat import Indices
-from .._partition import Value
+from .._custom_call import Value
+from .._numerics import accumulation_dtype, widen
 from .._primitive import bind, define, forward_mode, transposes
-from .._rows import batch_rows
-from ._numerics import accumulation_dtype, widen
 from ._softmax import (
     Form,
     Logits,

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
-from .._partition import Value
+from .._batching import batch_rows, masked
+from .._custom_call import Value
+from .._numerics import accumulation_dtype
 from .._primitive import bind, define, forward_mode, transposes
-from .._rows import batch_rows, masked
-from ._numerics import accumulation_dtype
 from ._softmax import (
     INPUT_KINDS,
     Form,
@@ -33,13 +33,7 @@ from ._softmax import (
     select,
     softmax,
 )
-from ._softmax_kernels import (
-    call,
-    cotangents,
-    logit_values,
-    normalised_cotangent,
-    of_one_type,
-)
+from ._softmax_kernels import call, cotangents, logit_values, normalised_cotangent, of_one_type
 
 # ---------------------------------------------------------------------------------- public
 

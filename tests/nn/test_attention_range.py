@@ -14,7 +14,7 @@ from softmax_layer_contract import NORMS
 from softmax_layers import ATTENTIONS, PATHS
 
 from syntonic_jax import PHI_INV
-from syntonic_jax.nn import _softmax
+from syntonic_jax.nn._shared import softmax as _softmax
 
 POSITIONS, SIZE, SPACING = 7, 64, 8.0
 STEPS = np.array([0.0, 3.0, 1.0, 5.0, 2.0, 4.0, 6.0])

@@ -222,7 +222,7 @@ def test_what_is_masked_does_not_leak(poison, implementation, rng):
 
 
 def test_fully_masked_channel(implementation, rng):
-    """It leaves the others as they are; itself it is in test_empty_channels.py."""
+    """It leaves the others as they are; itself it is in test_empty_batch_norm/channels.py."""
     shape, whole = (6, 2, 4), [0, 1, 3]
     where = np.broadcast_to(np.arange(4) != 2, shape)
     x, cotangents = draw(rng, shape, -1, "float32")

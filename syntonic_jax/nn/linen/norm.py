@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check, golden_batch_norm_inference
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._norm import (
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
+from syntonic_jax.nn._shared.norm import (
     along,
     layer_norm,
     moved,
@@ -30,8 +30,8 @@ def _parameters(module: Any, shape: tuple[int, ...]) -> list[Any]:
     """scale and bias, or None, made in the order in which Flax draws their keys."""
     flags = {"use_scale": module.use_scale, "use_bias": module.use_bias}
     layer = type(module).__name__
-    _arguments.flags(layer, **flags)
-    _arguments.types(layer, dtype=module.dtype, param_dtype=module.param_dtype)
+    arguments.flags(layer, **flags)
+    arguments.types(layer, dtype=module.dtype, param_dtype=module.param_dtype)
     made = []
     for name in ("scale", "bias"):
         use, init = getattr(module, f"use_{name}"), getattr(module, f"{name}_init")
@@ -144,8 +144,8 @@ class GoldenBatchNorm(nn.Module):
         )
         name = "GoldenBatchNorm"
         _check.floating(name, x=x)
-        _arguments.flags(name, use_running_average=use_running_average)
-        where = _arguments.truth(name, mask, jnp.shape(x), "x")
+        arguments.flags(name, use_running_average=use_running_average)
+        where = arguments.truth(name, mask, jnp.shape(x), "x")
         axes = sorted_axes(name, "axis", self.axis, jnp.ndim(x))
         shape = tuple(jnp.shape(x)[a] for a in axes)
         stored = jnp.float32
@@ -178,7 +178,7 @@ class GoldenBatchNorm(nn.Module):
             anything = remains(where, jnp.shape(x), axes, mapping).reshape(shape)
         # As in linen.BatchNorm the statistics become as wide as what they are computed in.
         wide = jnp.promote_types(jnp.result_type(x) if self.dtype is None else self.dtype, stored)
-        momentum = _arguments.momentum(name, self.momentum)
+        momentum = arguments.momentum(name, self.momentum)
         for variable, value in zip(running, new):
             wide = jnp.promote_types(wide, variable.value.dtype)
             variable.value = moved(variable.value, value, momentum, wide, anything)
@@ -272,7 +272,7 @@ class GoldenLayerNorm(nn.Module):
             bias,
             reduced,
             dtype,
-            where=_arguments.truth(name, mask, jnp.shape(x), "x"),
+            where=arguments.truth(name, mask, jnp.shape(x), "x"),
             mapping=_mapping(self),
             epsilon=self.epsilon,
             target_variance=self.target_variance,

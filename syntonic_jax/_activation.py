@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..constants import PHI
+from .constants import PHI
 
 # gelu(z) = z · (1 + tanh v) / 2 = z · σ(2v), v = √(2/π) (z + 0.044715 z³). The second form loses
 # nothing to cancellation where the gate closes.

@@ -1,7 +1,7 @@
 """What batch normalisation does along its channels: moments, sums, and the transpose of the sums.
 
-An array x is [*G, *outer, *features, *trailing] with G group dimensions (_rows.py); numbers of a
-channel are [*G, *features], in the accumulation type. A mask has the axes of x, some of which may
+An array x is [*G, *outer, *features, *trailing] with G group dimensions (_batching.py); numbers of
+a channel are [*G, *features], in the accumulation type. A mask has the axes of x, some of which may
 be broadcast ones. `block` is (features, trailing): how many axes of each kind there are.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from .._partition import Value, row_call
-from .._primitive import bind, define, transposes
-from .._rows import batch_rows, masked
-from ._numerics import accumulation_dtype, widen
-from ._statistics import Block, count_of, line, merged, reduced, spread, statistics, wide_count
+from ..._batching import batch_rows, masked
+from ..._custom_call import Value, row_call
+from ..._numerics import accumulation_dtype, widen
+from ..._primitive import bind, define, transposes
+from .statistics import Block, count_of, line, merged, reduced, spread, statistics, wide_count
 
 # ------------------------------------------------------------------------------- operations
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check, golden_batch_norm_inference
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
+from syntonic_jax.nn._shared.norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
 from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 with required("haiku", "haiku"):
@@ -30,7 +30,7 @@ class _Norm(hk.Module):
     ):
         super().__init__(name=name)
         layer = type(self).__name__
-        _arguments.flags(layer, create_scale=create_scale, create_offset=create_offset)
+        arguments.flags(layer, create_scale=create_scale, create_offset=create_offset)
         if not create_scale and scale_init is not None:
             raise ValueError(f"{layer}: scale_init given with create_scale=False")
         if not create_offset and offset_init is not None:
@@ -177,7 +177,7 @@ class GoldenBatchNorm(_Norm):
         self.cross_replica_axis = cross_replica_axis
         self.cross_replica_axis_index_groups = cross_replica_axis_index_groups
         self.channel_index = hk.get_channel_index(data_format)
-        decay_rate = _arguments.momentum("GoldenBatchNorm", decay_rate, "decay_rate")
+        decay_rate = arguments.momentum("GoldenBatchNorm", decay_rate, "decay_rate")
         self.mean_ema = _MovingAverage(decay_rate, name="mean_ema")
         self.var_ema = _MovingAverage(decay_rate, name="var_ema")
         self.target_variance = target_variance
@@ -201,7 +201,7 @@ class GoldenBatchNorm(_Norm):
         name = "GoldenBatchNorm"
         _check.floating(name, inputs=inputs)
         shape = jnp.shape(inputs)
-        _arguments.flags(name, is_training=is_training, test_local_stats=test_local_stats)
+        arguments.flags(name, is_training=is_training, test_local_stats=test_local_stats)
         channels = self.channel_index % max(len(shape), 1)
         axis = [a for a in range(len(shape)) if a != channels] if self.axis is None else self.axis
         reduced = sorted_axes(name, "axis", axis, len(shape))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._softmax import (
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
+from syntonic_jax.nn._shared.softmax import (
     attention,
     attention_path,
     check_softmax_mode,
@@ -161,8 +161,8 @@ class SyntonicClassifier(hk.Module):
         super().__init__(name=name)
         layer = type(self).__name__
         check_softmax_mode(layer, mode)
-        _arguments.flags(layer, with_bias=with_bias)
-        _arguments.size(layer, num_classes=num_classes)
+        arguments.flags(layer, with_bias=with_bias)
+        arguments.size(layer, num_classes=num_classes)
         self.dense = hk.Linear(num_classes, with_bias, w_init, b_init, name="dense")
         self.softmax = SyntonicSoftmax(
             mode,
@@ -271,9 +271,9 @@ class SyntonicAttention(hk.Module):
         super().__init__(name=name)
         layer = type(self).__name__
         self.mode = check_softmax_mode(layer, mode)
-        _arguments.flags(layer, with_bias=with_bias)
-        _arguments.size(layer, num_heads=num_heads, key_size=key_size)
-        _arguments.optional_size(layer, model_size=model_size, num_positions=num_positions)
+        arguments.flags(layer, with_bias=with_bias)
+        arguments.size(layer, num_heads=num_heads, key_size=key_size)
+        arguments.optional_size(layer, model_size=model_size, num_positions=num_positions)
         self.path = attention_path(layer, mode, weighting, implementation, key_size)
         self.num_heads = num_heads
         self.key_size = key_size

@@ -1,4 +1,4 @@
-"""Layers for Flax Linen."""
+"""Residual layers for Flax Linen: what `syntonic_jax.nn.linen` has of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,28 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _activation, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._linen_norm import GoldenBatchNorm, GoldenLayerNorm
-from syntonic_jax.nn._linen_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
-from syntonic_jax.ops import _activation
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
 
 with required("flax", "flax"):
     from flax import linen as nn
     from flax.linen.dtypes import canonicalize_dtype
     from flax.typing import Dtype, Initializer
-
-__all__ = [
-    "GoldenBatchNorm",
-    "GoldenLayerNorm",
-    "PhiResidual",
-    "PhiResidualLayerNorm",
-    "SyntonicAttention",
-    "SyntonicClassifier",
-    "SyntonicSoftmax",
-]
 
 
 class PhiResidual(nn.Module):
@@ -144,7 +131,7 @@ class PhiResidualLayerNorm(nn.Module):
         name = "PhiResidualLayerNorm"
         check_mode(name, self.mode)
         flags = {"use_bias": self.use_bias, "use_scale": self.use_scale}
-        _arguments.flags(name, **flags, return_sum=self.return_sum)
+        arguments.flags(name, **flags, return_sum=self.return_sum)
         super().__post_init__()
 
     @nn.compact

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check
-from ._numerics import accumulation_dtype
+from ... import _check
+from ..._numerics import accumulation_dtype
 
 
 class Layout(NamedTuple):
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
     @property
     def block(self) -> tuple[int, int]:
-        """Feature axes and axes behind them, as _channels.py counts them."""
+        """Feature axes and axes behind them, as channels.py counts them."""
         return len(self.axes), self.trailing
 
     def arrange(self, x: Any) -> Any:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._softmax import (
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
+from syntonic_jax.nn._shared.softmax import (
     attention,
     attention_path,
     check_softmax_mode,
@@ -96,7 +96,7 @@ class SyntonicSoftmax(nn.Module):
         """
         name, size = type(self).__name__, self.num_features
         _check.floating(name, x=x)
-        _arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
+        arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
         axis = _check.integer_axis(name, self.axis)
         if size is None and -jnp.ndim(x) <= axis < jnp.ndim(x):
             size = jnp.shape(x)[axis]
@@ -157,9 +157,9 @@ class SyntonicClassifier(nn.Module):
     def setup(self):
         """Makes the two layers, which both methods use."""
         name = type(self).__name__
-        _arguments.flags(name, use_bias=self.use_bias)
-        _arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
-        _arguments.size(name, num_classes=self.num_classes)
+        arguments.flags(name, use_bias=self.use_bias)
+        arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
+        arguments.size(name, num_classes=self.num_classes)
         self.dense = nn.Dense(
             self.num_classes,
             use_bias=self.use_bias,
@@ -305,10 +305,10 @@ class SyntonicAttention(nn.Module):
         ``[batch, keys]``.
         """
         name, width = type(self).__name__, jnp.shape(inputs_q)[-1]
-        _arguments.flags(name, use_bias=self.use_bias)
-        _arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
-        _arguments.size(name, num_heads=self.num_heads)
-        _arguments.optional_size(
+        arguments.flags(name, use_bias=self.use_bias)
+        arguments.types(name, dtype=self.dtype, param_dtype=self.param_dtype)
+        arguments.size(name, num_heads=self.num_heads)
+        arguments.optional_size(
             name,
             num_positions=self.num_positions,
             qkv_features=self.qkv_features,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._softmax import (
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
+from syntonic_jax.nn._shared.softmax import (
     attention,
     attention_path,
     check_softmax_mode,
@@ -86,7 +86,7 @@ class SyntonicSoftmax(nnx.Module):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
         _check.integer_axis(name, axis)
-        _arguments.types(name, dtype=dtype, param_dtype=param_dtype)
+        arguments.types(name, dtype=dtype, param_dtype=param_dtype)
         self.mode_norms = _mode_norms(
             name, "num_features", mode, num_features, mode_norms_init, param_dtype, rngs
         )
@@ -177,9 +177,9 @@ class SyntonicClassifier(nnx.Module):
     ):
         name = type(self).__name__
         check_softmax_mode(name, mode)
-        _arguments.flags(name, use_bias=use_bias)
-        _arguments.types(name, dtype=dtype, param_dtype=param_dtype)
-        _arguments.size(name, in_features=in_features, num_classes=num_classes)
+        arguments.flags(name, use_bias=use_bias)
+        arguments.types(name, dtype=dtype, param_dtype=param_dtype)
+        arguments.size(name, in_features=in_features, num_classes=num_classes)
         self.dense = nnx.Linear(
             in_features,
             num_classes,
@@ -303,10 +303,10 @@ class SyntonicAttention(nnx.Module):
     ):
         name = type(self).__name__
         self.mode = check_softmax_mode(name, mode)
-        _arguments.flags(name, use_bias=use_bias)
-        _arguments.types(name, dtype=dtype, param_dtype=param_dtype)
-        _arguments.size(name, num_heads=num_heads, in_features=in_features)
-        _arguments.optional_size(
+        arguments.flags(name, use_bias=use_bias)
+        arguments.types(name, dtype=dtype, param_dtype=param_dtype)
+        arguments.size(name, num_heads=num_heads, in_features=in_features)
+        arguments.optional_size(
             name,
             num_positions=num_positions,
             qkv_features=qkv_features,

@@ -1,4 +1,4 @@
-"""Layers for Haiku."""
+"""Residual layers for Haiku: what `syntonic_jax.nn.haiku` has of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,26 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _activation, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._haiku_norm import GoldenBatchNorm, GoldenLayerNorm
-from syntonic_jax.nn._haiku_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
-from syntonic_jax.ops import _activation
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
 
 with required("haiku", "haiku"):
     import haiku as hk
-
-__all__ = [
-    "GoldenBatchNorm",
-    "GoldenLayerNorm",
-    "PhiResidual",
-    "PhiResidualLayerNorm",
-    "SyntonicAttention",
-    "SyntonicClassifier",
-    "SyntonicSoftmax",
-]
 
 
 class PhiResidual(hk.Module):
@@ -145,7 +132,7 @@ class PhiResidualLayerNorm(hk.Module):
     ):
         super().__init__(name=name)
         flags = {"create_scale": create_scale, "create_offset": create_offset}
-        _arguments.flags("PhiResidualLayerNorm", **flags, return_sum=return_sum)
+        arguments.flags("PhiResidualLayerNorm", **flags, return_sum=return_sum)
         if axis not in (-1, (-1,), [-1]):
             raise ValueError(f"PhiResidualLayerNorm: axis must be -1, got {axis!r}")
         if param_axis not in (None, -1, (-1,), [-1]):

@@ -3,7 +3,7 @@
 Elementwise work belongs to XLA, which fuses it with the activation that follows. The kernel is for
 where nothing follows, and is taken only where it is asked for by name.
 
-Arrays and `block` are as in _channels.py.
+Arrays and `block` are as in channels.py.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._partition import Value, row_call
-from .._primitive import bind, define
-from .._rows import batch_rows
-from ._channels import planes_of
-from ._numerics import widen
-from ._statistics import Block, spread
+from ..._batching import batch_rows
+from ..._custom_call import Value, row_call
+from ..._numerics import widen
+from ..._primitive import bind, define
+from .channels import planes_of
+from .statistics import Block, spread
 
 
 def normalise(

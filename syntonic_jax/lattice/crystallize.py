@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _fixed, _public
+from .. import _check, _dispatch, _public
+from .._batching import batch_elementwise
 from .._compat import no_series
-from .._partition import elementwise_call
+from .._custom_call import elementwise_call
+from .._numerics import widen
 from .._primitive import bind, define, forward_mode, is_zero, taylor_mode, zero_like
-from .._rows import batch_elementwise
 from ..constants import PHI
-from ._numerics import widen
+from . import _fixed_point
 
 # ---------------------------------------------------------------------------------- public
 
@@ -151,7 +152,7 @@ def _reference(x, *, precision, dtype):
 
 def _value(a: Any, b: Any, dtype: Any) -> Any:
     """a + bφ, rounded once. It is above 2^-22, so that of 128 bits 100 are significant."""
-    return _fixed.to_float(_fixed.value(a, b, 1, 4), 4, dtype)
+    return _fixed_point.to_float(_fixed_point.value(a, b, 1, 4), 4, dtype)
 
 
 def _reach(precision: int) -> float:
@@ -178,11 +179,11 @@ def _distance(x: Any, a: Any, b: Any) -> tuple[Any, Any]:
     # φ to so many bits that the error, |b| 2^(-32 fraction - 1), is far below the last place of a
     # difference of numbers that agree in all bits of x.
     whole, fraction = far // 32 + 1, x.dtype.itemsize // 2 + 2
-    limbs = _fixed.from_float(jnp.where(itself, 0, size), whole, fraction)
-    limbs = _fixed.select(negative, _fixed.negate(limbs), limbs)
-    moved = _fixed.subtract(limbs, _fixed.value(a, b, whole, fraction))
-    distance = _fixed.to_float(_fixed.magnitude(moved), fraction, x.dtype)
-    return jnp.where(itself, size, distance), jnp.where(itself, sign, _fixed.sign(moved))
+    limbs = _fixed_point.from_float(jnp.where(itself, 0, size), whole, fraction)
+    limbs = _fixed_point.select(negative, _fixed_point.negate(limbs), limbs)
+    moved = _fixed_point.subtract(limbs, _fixed_point.value(a, b, whole, fraction))
+    distance = _fixed_point.to_float(_fixed_point.magnitude(moved), fraction, x.dtype)
+    return jnp.where(itself, size, distance), jnp.where(itself, sign, _fixed_point.sign(moved))
 
 
 def _nearest(x: Any, precision: Any, bound: int) -> tuple[Any, Any]:
@@ -199,12 +200,12 @@ def _nearest(x: Any, precision: Any, bound: int) -> tuple[Any, Any]:
     whole = jnp.floor(size)
     part = size - whole
     whole = whole.astype(jnp.int32)
-    bits = _fixed.fraction_of(part, 3)
+    bits = _fixed_point.fraction_of(part, 3)
 
     largest, count = _range_of_b(whole, part, precision)
-    golden, golden_low = _fixed.constant(_fixed.phi_inv_power(1, 64), 2)
+    golden, golden_low = _fixed_point.constant(_fixed_point.phi_inv_power(1, 64), 2)
     target = largest.astype(jnp.uint32)
-    target = target * golden + _fixed.multiply_high(target, golden_low) - bits[0]
+    target = target * golden + _fixed_point.multiply_high(target, golden_low) - bits[0]
     below, above = _neighbours(target, count, bound)
 
     # {kφ} below w: the lattice point is above x.
@@ -225,10 +226,10 @@ def _range_of_b(whole: Any, part: Any, precision: int) -> tuple[Any, Any]:
     In units of 2^-9: a point that is half a unit away is never the nearest where there is another,
     so that ends may be off by a little.
     """
-    golden = np.uint32(_fixed.phi_inv_power(1, 32))
+    golden = np.uint32(_fixed_point.phi_inv_power(1, 32))
 
     def over_phi(x):
-        return (_fixed.multiply_high(x.astype(jnp.uint32), golden) >> 9).astype(jnp.int32)
+        return (_fixed_point.multiply_high(x.astype(jnp.uint32), golden) >> 9).astype(jnp.int32)
 
     half = (part * 512).astype(jnp.int32)
     largest = jnp.minimum(over_phi((whole + precision) * 512 + half + 256), precision)
@@ -244,7 +245,7 @@ def _levels(precision: int) -> list[tuple[int, int, int]]:
     levels, (f, g) = [], (1, 2)
     while f < most:
         m = len(levels) + 2
-        levels.append((m, f, _fixed.phi_inv_power(m, 32)))
+        levels.append((m, f, _fixed_point.phi_inv_power(m, 32)))
         f, g = g, f + g
     return levels
 
@@ -273,8 +274,8 @@ def _neighbours(target: Any, count: Any, precision: int) -> tuple[Any, Any]:
 def _point(whole: Any, part: Any, b: Any, distance: Any, side: int) -> tuple[Any, Any]:
     """(a, b) of the point that lies `distance` from x: a is x − bφ ± distance, an integer."""
     size = jnp.abs(b).astype(jnp.uint32)
-    golden = np.uint32(_fixed.phi_inv_power(1, 32))
-    integer = _fixed.multiply_high(size, golden).astype(jnp.int32)
+    golden = np.uint32(_fixed_point.phi_inv_power(1, 32))
+    integer = _fixed_point.multiply_high(size, golden).astype(jnp.int32)
     fraction = _as_float(size * golden)
     negative = b < 0
     a = whole - b - jnp.where(negative, -integer, integer)
@@ -303,11 +304,11 @@ def _limbs_to_compare(dtype: Any, precision: int) -> int:
 def _upper_is_nearer(whole: Any, bits: Any, upper: Any, lower: Any, fraction: int) -> Any:
     zero = jnp.zeros_like(bits[0])
     x = (whole.astype(jnp.uint32), *bits, *(zero,) * (fraction - len(bits)))
-    total = _fixed.value(upper[0] + lower[0], upper[1] + lower[1], 1, fraction)
-    difference = _fixed.subtract(_fixed.add(x, x), total)
+    total = _fixed_point.value(upper[0] + lower[0], upper[1] + lower[1], 1, fraction)
+    difference = _fixed_point.subtract(_fixed_point.add(x, x), total)
     # Equally near: b and -b, so that |a| decides, and x is not negative.
-    tie = _fixed.is_zero(difference) & (upper[0] < lower[0])
-    return (_fixed.sign(difference) > 0) | tie
+    tie = _fixed_point.is_zero(difference) & (upper[0] < lower[0])
+    return (_fixed_point.sign(difference) > 0) | tie
 
 
 # ------------------------------------------------------------------------------ primitives

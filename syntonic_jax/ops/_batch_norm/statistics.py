@@ -1,6 +1,6 @@
 """The statistics of channels in jnp, and what becomes of them: a slope and a shift.
 
-Arrays and `block` are as in _channels.py.
+Arrays and `block` are as in channels.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ._numerics import accumulation_dtype, settled, widen
+from ..._numerics import accumulation_dtype, settled, widen
 
 Block = tuple[int, int]
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from syntonic_jax import _check, syntonic_cross_entropy, syntonic_softmax
 from syntonic_jax._compat import cuda_compute_capabilities
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._norm import widened
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.norm import widened
 from syntonic_jax.ops._softmax import log_weights
 
 MODES = ("identity", "learned", "provided")
@@ -66,7 +66,7 @@ def required_size(layer: str, argument: str, mode: str, size: Any) -> tuple[int,
     """The shape of mode_norms, for which the layer must have been told their number."""
     if size is None:
         raise ValueError(f"{layer}: {argument} must be given in mode {mode!r}, got None")
-    _arguments.size(layer, 0, **{argument: size})
+    arguments.size(layer, 0, **{argument: size})
     return (int(size),)
 
 
@@ -146,18 +146,18 @@ def attention(
     """Dot-product attention of [*batch, positions, heads, features].
 
     Keys are weighted by mode norms, of shape [positions] or more of them, or by a syntony of shape
-    [positions] or [*batch, positions]. The mask is one of `_arguments.truth`.
+    [positions] or [*batch, positions]. The mask is one of `arguments.truth`.
     """
     *batch, queries, heads, features = query.shape
     positions = key.shape[-3]
-    _arguments.flags(layer, is_causal=is_causal)
+    arguments.flags(layer, is_causal=is_causal)
     for name, x in (("keys", key), ("values", value)):
         if x.shape[:-3] != query.shape[:-3]:
             raise ValueError(
                 f"{layer}: {name} must have the leading axes {tuple(batch)} of the queries, "
                 f"got {x.shape[:-3]}"
             )
-    mask = _arguments.truth(layer, mask, (*batch, heads, queries, positions), "the logits")
+    mask = arguments.truth(layer, mask, (*batch, heads, queries, positions), "the logits")
     added: Any = None
     if path != "none":
         accumulation = jnp.promote_types(key.dtype, jnp.float32)

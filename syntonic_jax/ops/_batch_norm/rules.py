@@ -1,7 +1,7 @@
 """Batch norm as a differentiable function of the data: what is static of a call, and the rules.
 
 What runs along a channel are two primitives that are each other's transpose, and the moments
-(_channels.py); y is made element by element (_line.py). Everything between them is arithmetic on
+(channels.py); y is made element by element (normalise.py). Everything between them is arithmetic on
 one number a channel, left to jnp, with sums over the mapped axis wherever numbers of all shards
 meet.
 """
@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import _check, _compat, _dispatch
-from ._channels import apply_tangent, moments, sums
-from ._layout import Layout
-from ._line import normalise
-from ._numerics import widen
-from ._statistics import line, merged, spread, spread_out, wide_count
+from ... import _check, _compat, _dispatch
+from ..._numerics import widen
+from .channels import apply_tangent, moments, sums
+from .layout import Layout
+from .normalise import normalise
+from .statistics import line, merged, spread, spread_out, wide_count
 
 
 class Options(NamedTuple):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import _check, golden_batch_norm_inference
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._norm import (
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
+from syntonic_jax.nn._shared.norm import (
     along,
     layer_norm,
     moved,
@@ -158,9 +158,9 @@ class GoldenBatchNorm(_Norm):
         target_variance: Any = "golden",
         implementation: str | None = None,
     ):
-        _arguments.flags("GoldenBatchNorm", use_bias=use_bias, use_scale=use_scale)
-        _arguments.types("GoldenBatchNorm", dtype=dtype, param_dtype=param_dtype)
-        _arguments.size("GoldenBatchNorm", num_features=num_features)
+        arguments.flags("GoldenBatchNorm", use_bias=use_bias, use_scale=use_scale)
+        arguments.types("GoldenBatchNorm", dtype=dtype, param_dtype=param_dtype)
+        arguments.size("GoldenBatchNorm", num_features=num_features)
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
@@ -210,8 +210,8 @@ class GoldenBatchNorm(_Norm):
                 f"{name}: use_running_average must be set in the constructor, in the call, "
                 "or by train() or eval()"
             )
-        _arguments.flags(name, use_running_average=use_running_average)
-        where = _arguments.truth(name, mask, jnp.shape(x), "x")
+        arguments.flags(name, use_running_average=use_running_average)
+        where = arguments.truth(name, mask, jnp.shape(x), "x")
         axes = sorted_axes(name, "axis", self.axis, jnp.ndim(x))
         running = self.mean[...], self.var[...]
         require_features(name, x, axes, running[0].shape)
@@ -231,7 +231,7 @@ class GoldenBatchNorm(_Norm):
         anything = None
         if where is not None:
             anything = remains(where, x.shape, axes, mapping).reshape(running[0].shape)
-        momentum = _arguments.momentum(name, self.momentum)
+        momentum = arguments.momentum(name, self.momentum)
         for variable, old, value in zip((self.mean, self.var), running, new):
             dtype = jnp.promote_types(old.dtype, jnp.float32)
             # A variable that outlives the transformation must not hold its tracers.
@@ -323,9 +323,9 @@ class GoldenLayerNorm(_Norm):
         target_variance: Any = "golden",
         implementation: str | None = None,
     ):
-        _arguments.flags("GoldenLayerNorm", use_bias=use_bias, use_scale=use_scale)
-        _arguments.types("GoldenLayerNorm", dtype=dtype, param_dtype=param_dtype)
-        _arguments.size("GoldenLayerNorm", num_features=num_features)
+        arguments.flags("GoldenLayerNorm", use_bias=use_bias, use_scale=use_scale)
+        arguments.types("GoldenLayerNorm", dtype=dtype, param_dtype=param_dtype)
+        arguments.size("GoldenLayerNorm", num_features=num_features)
         # The order in which nnx.LayerNorm draws its keys.
         self._create(
             (num_features,),
@@ -361,7 +361,7 @@ class GoldenLayerNorm(_Norm):
         ndim = jnp.ndim(x)
         reduced = sorted_axes(name, "reduction_axes", self.reduction_axes, ndim)
         features = sorted_axes(name, "feature_axes", self.feature_axes, ndim)
-        where = _arguments.truth(name, mask, jnp.shape(x), "x")
+        where = arguments.truth(name, mask, jnp.shape(x), "x")
         (x, scale, bias), dtype = self._promote(x, *self._values())
         scale, bias = along(name, x, features, scale=scale, bias=bias)
         return layer_norm(

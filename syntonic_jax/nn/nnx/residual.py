@@ -1,4 +1,4 @@
-"""Layers for Flax NNX."""
+"""Residual layers for Flax NNX: what `syntonic_jax.nn.nnx` has of them."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -7,28 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import PhiResidualMode, _check, phi_residual, phi_residual_layernorm
+from syntonic_jax import PhiResidualMode, _activation, _check, phi_residual, phi_residual_layernorm
 from syntonic_jax.modes import check_mode
-from syntonic_jax.nn import _arguments
-from syntonic_jax.nn._framework import required
-from syntonic_jax.nn._nnx_norm import GoldenBatchNorm, GoldenLayerNorm
-from syntonic_jax.nn._nnx_softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
-from syntonic_jax.ops import _activation
+from syntonic_jax.nn._shared import arguments
+from syntonic_jax.nn._shared.framework import required
 
 with required("flax", "flax"):
     from flax import nnx
     from flax.nnx.nn.dtypes import canonicalize_dtype
     from flax.typing import Dtype, Initializer
-
-__all__ = [
-    "GoldenBatchNorm",
-    "GoldenLayerNorm",
-    "PhiResidual",
-    "PhiResidualLayerNorm",
-    "SyntonicAttention",
-    "SyntonicClassifier",
-    "SyntonicSoftmax",
-]
 
 
 class PhiResidual(nnx.Module):
@@ -147,8 +134,8 @@ class PhiResidualLayerNorm(nnx.Module):
         implementation: str | None = None,
     ):
         flags = {"use_bias": use_bias, "use_scale": use_scale, "return_sum": return_sum}
-        _arguments.flags("PhiResidualLayerNorm", **flags)
-        _arguments.size("PhiResidualLayerNorm", num_features=num_features)
+        arguments.flags("PhiResidualLayerNorm", **flags)
+        arguments.size("PhiResidualLayerNorm", num_features=num_features)
 
         def parameter(use: bool, init: Initializer, metadata: Mapping[str, Any]):
             if not use:
