@@ -46,13 +46,13 @@ def divides(mesh, shape, spec):
     return all(n % math.prod(mesh.shape[a] for a in on) == 0 for n, on in zip(shape, axes))
 
 
-MOST = 12  # ways to shard the operands of one operation
+MOST = 12  # ways to shard the operands of one operation that the formula takes
 
 
 def assignments(operation, mesh, rng):
     """Operands sharded in every way, but for the names of the axes of a mesh: it has them in turn.
 
-    What takes one of two axes only is for the mesh that has one only.
+    What takes one of two axes only is for the mesh that has one only. In random order.
     """
     names = [n for n, t in zip(mesh.axis_names, mesh.axis_types) if t == AxisType.Explicit]
     ways = [
@@ -64,9 +64,7 @@ def assignments(operation, mesh, rng):
         seen = list(dict.fromkeys(jax.tree.leaves([tuple(spec) for spec in specs])))
         if len(names) == 1 or seen == names:
             found.append(specs)
-    if len(found) <= MOST:
-        return found
-    return [found[i] for i in rng.choice(len(found), MOST, replace=False)]
+    return [found[i] for i in rng.permutation(len(found))]
 
 
 def total(f):
@@ -116,7 +114,7 @@ def placed(f, operands):
 
 
 def faults(operation, mesh, rng, transformations, wrap=lambda f: f, lead=()):
-    """How often the formula was accepted, and where the operation differs from it."""
+    """In how many ways the formula takes its operands, and where the operation differs from it."""
     accepted, found = 0, []
     shaped = dataclasses.replace(operation, shapes=[lead + s for s in operation.shapes])
     with jax.sharding.use_abstract_mesh(mesh):
@@ -125,6 +123,11 @@ def faults(operation, mesh, rng, transformations, wrap=lambda f: f, lead=()):
                 jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
                 for shape, dtype, spec in zip(shaped.shapes, shaped.types, specs)
             ]
+            if isinstance(placed(wrap(operation.formula), operands), Exception):
+                continue
+            if accepted == MOST:
+                break
+            accepted += 1
             for name in transformations:
                 transformed = TRANSFORMATIONS[name]
                 if name != "value" and not operation.argnums:
@@ -132,7 +135,6 @@ def faults(operation, mesh, rng, transformations, wrap=lambda f: f, lead=()):
                 expected = placed(wrap(transformed(operation.formula, operation.argnums)), operands)
                 if isinstance(expected, Exception):
                     continue
-                accepted += 1
                 f = wrap(transformed(operation.call, operation.argnums))
                 if (got := placed(f, operands)) != expected:
                     found.append((name, specs, expected, got))
