@@ -32,8 +32,8 @@ XLA_FFI_DEFINE_HANDLER(kRun, run, execute().Attr<int32_t>("precision"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_crystallize>, initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("crystallize", {{"syntonic_crystallize", kRun, kLoad}});
 
-std::vector<Target> crystallize_targets() { return {{"syntonic_crystallize", kRun, kLoad}}; }
+}  // namespace
 
 }  // namespace syntonic

@@ -159,14 +159,14 @@ XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_batch_norm>, initiali
 XLA_FFI_DEFINE_HANDLER(kLoadNormalise, load_for_operand<load_golden_batch_norm_normalise>,
                        initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("golden_batch_norm",
+                                 {
+                                     {"syntonic_golden_batch_norm_moments", kRunMoments, kLoad},
+                                     {"syntonic_golden_batch_norm_sums", kRunSums, kLoad},
+                                     {"syntonic_golden_batch_norm_normalise", kRunNormalise,
+                                      kLoadNormalise},
+                                 });
 
-std::vector<Target> golden_batch_norm_targets() {
-  return {
-      {"syntonic_golden_batch_norm_moments", kRunMoments, kLoad},
-      {"syntonic_golden_batch_norm_sums", kRunSums, kLoad},
-      {"syntonic_golden_batch_norm_normalise", kRunNormalise, kLoadNormalise},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

@@ -44,13 +44,12 @@ XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent, execute(),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_gelu>, initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("golden_gelu",
+                                 {
+                                     {"syntonic_golden_gelu", kRun, kLoad},
+                                     {"syntonic_golden_gelu_cotangent", kRunCotangent, kLoad},
+                                 });
 
-std::vector<Target> golden_gelu_targets() {
-  return {
-      {"syntonic_golden_gelu", kRun, kLoad},
-      {"syntonic_golden_gelu_cotangent", kRunCotangent, kLoad},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

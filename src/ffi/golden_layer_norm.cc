@@ -102,13 +102,12 @@ XLA_FFI_DEFINE_HANDLER(
     {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_golden_layer_norm>, initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("golden_layer_norm",
+                                 {
+                                     {"syntonic_golden_layer_norm", kRun, kLoad},
+                                     {"syntonic_golden_layer_norm_cotangent", kRunCotangent, kLoad},
+                                 });
 
-std::vector<Target> golden_layer_norm_targets() {
-  return {
-      {"syntonic_golden_layer_norm", kRun, kLoad},
-      {"syntonic_golden_layer_norm_cotangent", kRunCotangent, kLoad},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

@@ -4,6 +4,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <sstream>
+
 #include "targets.h"
 
 namespace nb = nanobind;
@@ -12,8 +15,8 @@ namespace {
 
 nb::dict registrations() {
   nb::dict targets;
-  for (const syntonic::Kernel& kernel : syntonic::kKernels) {
-    for (const syntonic::Target& target : kernel.targets()) {
+  for (const syntonic::Kernel& kernel : syntonic::kernels()) {
+    for (const syntonic::Target& target : kernel.targets) {
       nb::dict stages;
       stages["execute"] = nb::capsule(reinterpret_cast<void*>(target.execute));
       stages["initialize"] = nb::capsule(reinterpret_cast<void*>(target.initialize));
@@ -25,7 +28,8 @@ nb::dict registrations() {
 
 std::vector<std::string> kernels() {
   std::vector<std::string> stems;
-  for (const syntonic::Kernel& kernel : syntonic::kKernels) stems.emplace_back(kernel.stem);
+  for (const syntonic::Kernel& kernel : syntonic::kernels()) stems.push_back(kernel.stem);
+  std::sort(stems.begin(), stems.end());
   return stems;
 }
 

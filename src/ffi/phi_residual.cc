@@ -86,13 +86,12 @@ XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_phi_residual>, initialize_by
 // The operands of the cotangent may all be of the type of y.
 XLA_FFI_DEFINE_HANDLER(kLoadCotangent, load_for_result<load_phi_residual>, initialize_by_result());
 
-}  // namespace
+const Registration kRegistration("phi_residual", {
+                                                     {"syntonic_phi_residual", kRun, kLoad},
+                                                     {"syntonic_phi_residual_cotangent",
+                                                      kRunCotangent, kLoadCotangent},
+                                                 });
 
-std::vector<Target> phi_residual_targets() {
-  return {
-      {"syntonic_phi_residual", kRun, kLoad},
-      {"syntonic_phi_residual_cotangent", kRunCotangent, kLoadCotangent},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

@@ -132,13 +132,13 @@ XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_phi_residual_layernorm>,
                        initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("phi_residual_layernorm",
+                                 {
+                                     {"syntonic_phi_residual_layernorm", kRun, kLoad},
+                                     {"syntonic_phi_residual_layernorm_cotangent", kRunCotangent,
+                                      kLoad},
+                                 });
 
-std::vector<Target> phi_residual_layernorm_targets() {
-  return {
-      {"syntonic_phi_residual_layernorm", kRun, kLoad},
-      {"syntonic_phi_residual_layernorm_cotangent", kRunCotangent, kLoad},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

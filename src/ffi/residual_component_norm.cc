@@ -56,13 +56,12 @@ XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent, execute(),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_sum_of_squares>, initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("residual_component_norm",
+                                 {
+                                     {"syntonic_sum_of_squares", kRun, kLoad},
+                                     {"syntonic_sum_of_squares_cotangent", kRunCotangent, kLoad},
+                                 });
 
-std::vector<Target> residual_component_norm_targets() {
-  return {
-      {"syntonic_sum_of_squares", kRun, kLoad},
-      {"syntonic_sum_of_squares_cotangent", kRunCotangent, kLoad},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

@@ -79,13 +79,12 @@ XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_syntonic_cross_entropy>,
                        initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("syntonic_cross_entropy",
+                                 {
+                                     {"syntonic_cross_entropy", kRun, kLoad},
+                                     {"syntonic_cross_entropy_cotangent", kRunCotangent, kLoad},
+                                 });
 
-std::vector<Target> syntonic_cross_entropy_targets() {
-  return {
-      {"syntonic_cross_entropy", kRun, kLoad},
-      {"syntonic_cross_entropy_cotangent", kRunCotangent, kLoad},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

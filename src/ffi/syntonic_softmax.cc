@@ -84,13 +84,12 @@ XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_syntonic_softmax>, initialize_by_operand());
 
-}  // namespace
+const Registration kRegistration("syntonic_softmax",
+                                 {
+                                     {"syntonic_softmax", kRun, kLoad},
+                                     {"syntonic_softmax_cotangent", kRunCotangent, kLoad},
+                                 });
 
-std::vector<Target> syntonic_softmax_targets() {
-  return {
-      {"syntonic_softmax", kRun, kLoad},
-      {"syntonic_softmax_cotangent", kRunCotangent, kLoad},
-  };
-}
+}  // namespace
 
 }  // namespace syntonic

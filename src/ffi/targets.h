@@ -1,6 +1,8 @@
 // The targets of the custom calls: which handlers serve them, and which kernel they belong to.
 #pragma once
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "buffers.h"
@@ -92,31 +94,22 @@ struct Target {
   XLA_FFI_Handler* initialize;
 };
 
-std::vector<Target> crystallize_targets();
-std::vector<Target> golden_batch_norm_targets();
-std::vector<Target> golden_gelu_targets();
-std::vector<Target> golden_layer_norm_targets();
-std::vector<Target> phi_residual_targets();
-std::vector<Target> phi_residual_layernorm_targets();
-std::vector<Target> residual_component_norm_targets();
-std::vector<Target> syntonic_cross_entropy_targets();
-std::vector<Target> syntonic_softmax_targets();
-
+// The targets of one kernel, by its stem.
 struct Kernel {
-  const char* stem;
-  std::vector<Target> (*targets)();
+  std::string stem;
+  std::vector<Target> targets;
 };
 
-inline constexpr Kernel kKernels[] = {
-    {"crystallize", crystallize_targets},
-    {"golden_batch_norm", golden_batch_norm_targets},
-    {"golden_gelu", golden_gelu_targets},
-    {"golden_layer_norm", golden_layer_norm_targets},
-    {"phi_residual", phi_residual_targets},
-    {"phi_residual_layernorm", phi_residual_layernorm_targets},
-    {"residual_component_norm", residual_component_norm_targets},
-    {"syntonic_cross_entropy", syntonic_cross_entropy_targets},
-    {"syntonic_softmax", syntonic_softmax_targets},
+// All that are linked in. The file of handlers of each adds its own when it is loaded.
+inline std::vector<Kernel>& kernels() {
+  static std::vector<Kernel> all;
+  return all;
+}
+
+struct Registration {
+  Registration(const char* stem, std::vector<Target> targets) {
+    kernels().push_back({stem, std::move(targets)});
+  }
 };
 
 }  // namespace syntonic

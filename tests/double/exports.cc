@@ -4,8 +4,8 @@
 extern "C" [[gnu::visibility("default")]] const syntonic::Target* syntonic_targets(int64_t* count) {
   static const std::vector<syntonic::Target> targets = [] {
     std::vector<syntonic::Target> all;
-    for (const syntonic::Kernel& kernel : syntonic::kKernels) {
-      for (const syntonic::Target& target : kernel.targets()) all.push_back(target);
+    for (const syntonic::Kernel& kernel : syntonic::kernels()) {
+      all.insert(all.end(), kernel.targets.begin(), kernel.targets.end());
     }
     return all;
   }();
