@@ -3,7 +3,7 @@
 from . import _extension as _extension  # loads the kernels, or notes why there are none
 from .constants import PHI, PHI_INV
 from .lattice import GoldenArray, ResonantTensor
-from .lattice.crystallize import crystallize
+from .lattice._crystallize import crystallize
 from .modes import GoldenNormMode, PhiResidualMode
 from .ops.golden_batch_norm import golden_batch_norm, golden_batch_norm_inference, output_statistics
 from .ops.golden_gelu import golden_gelu

@@ -4,7 +4,7 @@
 the proofs and the ranges in which nothing overflows.
 """
 
-from .crystallize import crystallize, snap_distance
+from ._crystallize import crystallize, snap_distance
 from .golden_array import GoldenArray, stack, where
 from .resonant import ResonantPhase, ResonantTensor, syntony
 

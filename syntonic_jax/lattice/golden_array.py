@@ -16,8 +16,8 @@ from . import _formulas as formulas
 from . import _operators as operators
 from . import _order as order
 from . import _serialization as serialization
+from ._crystallize import coefficients
 from ._overflow import checked
-from .crystallize import coefficients
 
 
 @serialization.serializable

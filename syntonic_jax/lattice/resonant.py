@@ -21,7 +21,7 @@ from . import _arguments as arguments
 from . import _fixed_point
 from . import _order as order
 from . import _serialization as serialization
-from .crystallize import straight_through
+from ._crystallize import straight_through
 from .golden_array import GoldenArray, where
 
 

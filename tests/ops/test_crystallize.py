@@ -15,7 +15,7 @@ from lattice_check import assert_nearest, check_every_precision, coefficients
 
 from syntonic_jax import crystallize
 from syntonic_jax.lattice import GoldenArray, snap_distance
-from syntonic_jax.ops import crystallize as module
+from syntonic_jax.lattice import _crystallize as module
 
 pytestmark = pytest.mark.usefixtures("x64")
 

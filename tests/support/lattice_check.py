@@ -10,13 +10,13 @@ import oracles_lattice
 from oracles_lattice import Fraction, Golden
 
 from syntonic_jax import GoldenArray, ResonantTensor, phi_residual
-from syntonic_jax.ops import crystallize
+from syntonic_jax.lattice import _crystallize
 
 SIZE = 16  # elements of one comparison
 
 
 def coefficients(x, precision, implementation):
-    return crystallize.coefficients("test", jnp.asarray(x), precision, implementation)
+    return _crystallize.coefficients("test", jnp.asarray(x), precision, implementation)
 
 
 def assert_nearest(x, precision, a, b):
