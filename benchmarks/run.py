@@ -184,7 +184,7 @@ def sources_sha256() -> str:
     """Of what the figures are figures of."""
     digest = hashlib.sha256()
     for path in sorted(p for folder in SOURCES for p in (ROOT / folder).rglob("*.*")):
-        if path.is_file() and path.suffix != ".pyc":
+        if path.suffix in (".py", ".cc", ".cu", ".cuh", ".h"):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
