@@ -1,4 +1,4 @@
-// The golden ratio, correctly rounded to the accumulation type, and the sum with a branch.
+// The golden ratio, correctly rounded to the accumulation type, and the residual sum.
 #pragma once
 
 namespace syntonic {

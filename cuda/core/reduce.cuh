@@ -83,9 +83,10 @@ struct alignas(16) Moments {
 };
 
 // The moments of those elements of K packs for which valid(k, e) holds: by sums of deviations from
-// the mean of those in the first pack. Its square distance from the mean of all is at most K times
-// their variance, so no more than a factor K of the rounding is lost. Unpacked again for the second
-// look at it, the first pack leaves registers to more rows.
+// the mean of those in the first pack. If that holds one of every K of them, its square distance
+// from the mean of all is at most K times their variance, so no more than a factor K of the
+// rounding is lost. Unpacked again for the second look at it, the first pack leaves registers to
+// more rows.
 template <class T, int N, int K, class Valid>
 __device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Valid valid) {
   using A = Acc<T>;
