@@ -119,3 +119,13 @@ def implementation(request):
         return "xla"
     request.getfixturevalue("installed_double")
     return "cuda"
+
+
+@pytest.fixture
+def gspmd():
+    """The older partitioner."""
+    import jax
+
+    jax.config.update("jax_use_shardy_partitioner", False)
+    yield
+    jax.config.update("jax_use_shardy_partitioner", True)

@@ -1,14 +1,12 @@
 """What 'cuda' and None take: on a CPU, on other platforms, on GPUs that are only pretended."""
 
 import functools
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
 import pytest
-from test_lowering import ROWS, custom_calls, gradients, layernorm
+from fresh import run_fresh
+from lowered import ROWS, custom_calls, gradients, layernorm
 
 from syntonic_jax import (
     _compat,
@@ -97,10 +95,3 @@ def test_importing_initialises_no_backend():
         from jax._src import xla_bridge
         assert not xla_bridge.backends_are_initialized()
     """)
-
-
-def run_fresh(script: str):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Kind 14: an integer beside a GoldenArray is taken exactly or refused; none wraps around."""
+"""An integer beside a GoldenArray is taken exactly or refused; none wraps around."""
 
 import operator
 

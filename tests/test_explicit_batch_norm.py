@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_sharding import mesh_of, summed
+from sharded import mesh_of, summed
 
 from syntonic_jax import golden_batch_norm, golden_batch_norm_inference, output_statistics
 

@@ -3,16 +3,14 @@
 import functools
 import itertools
 import re
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import battery
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported import OURS, TARGETS
+from fresh import run_fresh
 from jax import export
 
 from syntonic_jax import (
@@ -85,30 +83,6 @@ CALLS = {
     "cross_entropy": (with_implementation(cross_entropy), ["b, 8", "8"]),
 }
 SIZES = (3, 6)
-# The custom calls in each.
-BATCH_NORM = {f"golden_batch_norm_{part}" for part in ("moments", "normalise", "sums")}
-TARGETS = {
-    "layernorm": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
-    "layernorm_for_each": {"phi_residual_layernorm", "phi_residual_layernorm_cotangent"},
-    "sum": {"phi_residual", "phi_residual_cotangent"},
-    "gelu": {"phi_residual", "phi_residual_cotangent"},
-    "golden_gelu": {"golden_gelu", "golden_gelu_cotangent"},
-    "crystallize": {"crystallize"},
-    "norm": {"sum_of_squares", "sum_of_squares_cotangent"},
-    "batch_norm": BATCH_NORM,
-    "batch_norm_first": BATCH_NORM,
-    "batch_norm_inference": BATCH_NORM - {"golden_batch_norm_moments"},
-    "layer_norm": {"golden_layer_norm", "golden_layer_norm_cotangent"},
-    "layer_norm_axes": {"golden_layer_norm", "golden_layer_norm_cotangent"},
-    "softmax": {"softmax", "softmax_cotangent"},
-    "log_softmax": {"softmax", "softmax_cotangent"},
-    "cross_entropy": {"cross_entropy", "cross_entropy_cotangent"},
-}
-# jax vouches for the stability of its own custom calls only.
-OURS = [
-    export.DisabledSafetyCheck.custom_call(f"syntonic_{target}")
-    for target in set().union(*TARGETS.values())
-]
 # Two programs of one formula: some roundings of float32 in sums of up to 200 terms.
 RTOL = 512 * float(np.finfo("float32").eps)
 
@@ -161,22 +135,6 @@ RUN = """
     # jnp needs nothing of the library.
     assert {setup!r} or "syntonic_jax" not in sys.modules
 """
-
-
-def run_fresh(script: str):
-    tests = str(Path(__file__).parent)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-P",  # the installed package, as in this process
-            "-c",
-            f"import sys; sys.path.append({tests!r})\n{textwrap.dedent(script)}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def check(name, given, result):

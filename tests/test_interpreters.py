@@ -4,12 +4,12 @@ import functools
 
 import battery
 import every_operation
+import exported as exports
 import interpreters
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_export
 import transformations
 from jax import export
 from jax.experimental import multihost_utils, serialize_executable, sparse
@@ -59,7 +59,7 @@ def test_export_with_symbolic_rows_and_width(label, implementation, rng):
         gradients = jax.grad(total(f), transformations.positions(operation))
         return jax.jit(lambda *operands: (f(*operands), gradients(*operands)))
 
-    exported = export.export(program(f), disabled_checks=test_export.OURS)(*specs)
+    exported = export.export(program(f), disabled_checks=exports.OURS)(*specs)
     call = jax.jit(export.deserialize(exported.serialize()).call)
     for lead, width in ((3, 4), (5, 7)):
         operands = operation.operands(rng, lead=(lead,), width=width)

@@ -200,7 +200,7 @@ def test_crystallize(dtype, precision, rng):
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_crystallize_to_float64(dtype, rng):
-    """Kind 12: right to float64 whatever the data are, by the kernel too."""
+    """One rule: right to float64 whatever the data are, by the kernel too."""
     x = jnp.asarray(rng.normal(size=999) * rng.choice([1, 5, 100], 999), dtype)
     ours, theirs = (crystallize(x, dtype="float64", implementation=i) for i in ("cuda", "xla"))
     assert (np.abs(ours - theirs) <= oracles.ulp(theirs, "float64")).all()

@@ -1,4 +1,4 @@
-"""Kind 6 on the lattice: nothing finite is wrong where a step passes the range of a type."""
+"""On the lattice nothing finite is wrong where a step passes the range of a type."""
 
 import jax
 import jax.numpy as jnp

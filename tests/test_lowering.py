@@ -2,13 +2,27 @@
 
 import functools
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from lowered import (
+    PARAMETER,
+    ROWS,
+    WIDTH,
+    batch,
+    check_call,
+    custom_calls,
+    dims,
+    gradients,
+    kept,
+    layernorm,
+    number,
+    primitives,
+    stablehlo,
+)
 
 from syntonic_jax import (
     PHI_INV,
@@ -21,80 +35,6 @@ from syntonic_jax import (
     phi_residual_relu,
     residual_component_norm,
 )
-
-WIDTH = 8
-ROWS = jax.ShapeDtypeStruct((6, 4, WIDTH), jnp.bfloat16)
-PARAMETER = jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
-
-
-class Call(NamedTuple):
-    target: str
-    attributes: dict[str, str]  # "1.0 : f64"
-    operands: list[str]  # types: "6x4x8xbf16"
-    results: list[str]
-
-
-def stablehlo(f, *operands, platform="cuda", dialect="stablehlo") -> str:
-    return jax.jit(f).trace(*operands).lower(lowering_platforms=(platform,)).as_text(dialect)
-
-
-def custom_calls(f, *operands, platform="cuda") -> list[Call]:
-    calls = []
-    for line in stablehlo(f, *operands, platform=platform).splitlines():
-        if found := re.search(r"stablehlo\.custom_call @(syntonic\w+)\(.*", line):
-            config = re.search(r"mhlo\.backend_config = \{([^}]+)\}", line)
-            pairs = [pair.split(" = ") for pair in config[1].split(", ")] if config else []
-            operand_types, result_types = line.rsplit(" : (", 1)[1].split(") -> ")
-            calls.append(
-                Call(
-                    found[1],
-                    dict(pairs),
-                    re.findall(r"tensor<(.*?)>", operand_types),
-                    re.findall(r"tensor<(.*?)>", result_types),
-                )
-            )
-    return calls
-
-
-def number(attribute: str) -> float | int:
-    """ "3 : i32" or "1.0 : f64", the only two types there are; MLIR prints seven digits or all."""
-    value, kind = attribute.split(" : ")
-    return {"i32": int, "f64": float}[kind](value)
-
-
-def check_call(call: Call, target: str, operands: list, results: list, /, **attributes):
-    assert call.target == target
-    assert call.operands == operands
-    assert call.results == results
-    assert {name: number(value) for name, value in call.attributes.items()} == attributes
-    types = {name: type(number(value)) for name, value in call.attributes.items()}
-    assert types == {name: type(value) for name, value in attributes.items()}
-
-
-def gradients(f, *argnums):
-    """Of a sum of all outputs; every output has a cotangent, nothing keeps the forward result."""
-
-    def total(*operands):
-        return sum(jnp.sum(x.astype("float32")) for x in jax.tree.leaves(f(*operands)))
-
-    return jax.grad(total, argnums)
-
-
-def primitives(f, *operands) -> list[str]:
-    """Names of the library's primitives in a jaxpr, subexpressions included."""
-    text = str(jax.make_jaxpr(f)(*operands))
-    stems = "phi_residual_layernorm|phi_residual|golden_gelu|residual_component_norm"
-    return re.findall(rf"= ((?:{stems})(?:_tangent|_cotangent)?)\[", text)
-
-
-def kept(f, *operands) -> list[jax.ShapeDtypeStruct]:
-    """The arrays that wait for the backward pass."""
-    pullback = jax.eval_shape(lambda *x: jax.vjp(f, *x)[1], *operands)
-    return sorted((str(x.dtype), x.shape) for x in jax.tree.leaves(pullback))
-
-
-layernorm = functools.partial(phi_residual_layernorm, implementation="cuda")
-
 
 # --- forward --------------------------------------------------------------------------------------
 
@@ -355,10 +295,6 @@ def test_gradient_is_one_forward_and_one_cotangent():
 # --- batching -------------------------------------------------------------------------------------
 
 
-def batch(x):
-    return jax.ShapeDtypeStruct((5, *x.shape), x.dtype)
-
-
 @pytest.mark.parametrize("mapped", [(0, 0, None, None), (0, None, None, 0), (None, None, 0, 0)])
 def test_vmap_is_one_call(mapped):
     operands = [ROWS, ROWS, PARAMETER, PARAMETER]
@@ -371,7 +307,3 @@ def test_vmap_is_one_call(mapped):
     # A gradient of the parameters for each of the five examples.
     d_scale = backward.results[2]
     assert np.prod(dims(d_scale)) == 5 * WIDTH
-
-
-def dims(tensor_type: str) -> list[int]:
-    return [int(n) for n in re.findall(r"(\d+)x", tensor_type)]

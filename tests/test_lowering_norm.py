@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from test_dispatch import run_fresh
-from test_lowering import batch, custom_calls, dims, gradients, kept, number, stablehlo
+from fresh import run_fresh
+from lowered import batch, custom_calls, dims, gradients, kept, number, stablehlo
 
 from syntonic_jax import (
     PHI_INV,

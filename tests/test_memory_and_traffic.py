@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_sharding import collectives, mesh_of
+from sharded import collectives, mesh_of
 
 from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
 

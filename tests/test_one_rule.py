@@ -1,4 +1,4 @@
-"""Kind 12: the digits of a result hang on the types of its operands, not on the lowering.
+"""One rule: the digits of a result hang on the types of its operands, not on the lowering.
 
 What is computed in float32 is so by the kernel and by jnp, also where a float64 result or float64
 parameters are asked for: an error below that of float32 would show that one of them goes further.

@@ -1,4 +1,4 @@
-"""Kind 5: a ResonantTensor carries its straight-through gradient, and is a parameter in flux."""
+"""A ResonantTensor carries its straight-through gradient, and is a parameter in flux."""
 
 import copy
 import functools

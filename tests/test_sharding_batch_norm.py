@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_sharding import REPLICATED, mesh_of, run, summed
-from test_sharding import gspmd as gspmd  # a fixture
+from sharded import AXES, CHANNELS, SHAPES, BatchNormCase, mesh_of, run, summed
 
 from syntonic_jax import golden_batch_norm, golden_batch_norm_inference
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-CHANNELS = 32
-SHAPES = {"last": (16, 4, CHANNELS), "first": (16, CHANNELS, 4), "rows": (16, CHANNELS)}
-AXES = {"last": -1, "first": 1, "rows": -1}
 BATCH = [
     ("rows", P("d")),
     ("rows", P(("d", "m"))),
@@ -38,30 +34,9 @@ FEATURES = [
 ]
 
 
-class Case:
-    """A batch norm, operands of it, and what it should give: itself on one device."""
-
-    def __init__(self, layout, implementation, rng, **options):
-        self.f = functools.partial(
-            golden_batch_norm, axis=AXES[layout], implementation=implementation, **options
-        )
-        self.operands = [jnp.asarray(rng.normal(size=SHAPES[layout]))]
-        self.operands += [jnp.asarray(p) for p in rng.normal(size=(2, CHANNELS))]
-        self.gradients = jax.grad(summed(self.f), (0, 1, 2))
-        one_device = functools.partial(self.f, implementation="xla")
-        self.values = one_device(*self.operands)
-        self.slopes = jax.grad(summed(one_device), (0, 1, 2))(*self.operands)
-
-    def put(self, mesh, spec, parameters=REPLICATED):
-        return [
-            jax.device_put(x, NamedSharding(mesh, s))
-            for x, s in zip(self.operands, (spec, parameters, parameters), strict=True)
-        ]
-
-
 @pytest.fixture
 def case(request, implementation, rng):
-    return Case(request.param, implementation, rng)
+    return BatchNormCase(request.param, implementation, rng)
 
 
 layouts = pytest.mark.parametrize("case", SHAPES, indirect=True)
@@ -107,7 +82,7 @@ def test_masked(layout, implementation, rng):
     """Devices with unequal counts, one of them with none."""
     where = rng.random(SHAPES[layout]) < 0.6
     where[:2], where[4:8] = True, False
-    case = Case(layout, implementation, rng, where=where)
+    case = BatchNormCase(layout, implementation, rng, where=where)
     operands = case.put(mesh_of(AxisType.Auto), P("d"))
     for f, expected in ((case.f, case.values), (case.gradients, case.slopes)):
         results, used = run(f, *operands)
@@ -140,7 +115,7 @@ def test_eager(case):
 
 def test_vmap_over_the_sharded_axis(implementation, rng):
     """A batch for each example: its statistics and gradients stay with it."""
-    case = Case("last", implementation, rng)
+    case = BatchNormCase("last", implementation, rng)
     examples = case.put(mesh_of(AxisType.Auto), P("d"))
     for f in (case.f, case.gradients):
         mapped = jax.vmap(f, (0, None, None))
@@ -246,7 +221,7 @@ def test_shard_map_without_an_axis_name(case, check_vma):
 
 def test_partly_manual_shard_map(implementation, rng):
     """Manual over one axis, by name; over the other XLA partitions the sums inside."""
-    case = Case("last", implementation, rng)
+    case = BatchNormCase("last", implementation, rng)
     mesh = mesh_of(AxisType.Auto)
     f = jax.shard_map(
         functools.partial(case.f, axis_name="d"),

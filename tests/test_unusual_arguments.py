@@ -1,4 +1,4 @@
-"""Unusual right calls: numbers and arrays that jnp takes are taken (issue 18, kind 10).
+"""Unusual right calls: numbers and arrays that jnp takes are taken.
 
 Each gives what the usual call gives, to the bit, and no warning. Of static arguments the traced
 programs are compared: nothing is compiled for them.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from test_wrong_arguments import CALLS, X
+from wrong_calls import CALLS, X
 
 import syntonic_jax
 from syntonic_jax import GoldenNormMode, PhiResidualMode

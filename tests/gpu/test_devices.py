@@ -10,8 +10,8 @@ import oracles
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from test_sharding import CALLS, Case, run, summed
-from test_sharding_batch_norm import Case as BatchNorm
+from sharded import CALLS, Case, run, summed
+from sharded import BatchNormCase as BatchNorm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("x64")]
 

@@ -145,7 +145,7 @@ def test_beyond_the_lattice(implementation):
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize("precision", [100, pytest.param(1024, marks=pytest.mark.slow)])
 def test_values(dtype, out, precision, implementation, rng):
-    """Kind 12: jnp rounds the exact value once. The kernel adds in float32 (float64 where the data
+    """One rule: jnp rounds the exact value once. The kernel adds in float32 (float64 where the data
     or the result are), with an error of one more unit in the last place of that.
     """
     x = np.concatenate(

@@ -1,4 +1,4 @@
-"""Kind 20 in loops: XLA fuses a norm otherwise there, and may compute a mean anew, unrounded."""
+"""Means in loops: XLA fuses a norm otherwise there, and may compute a mean anew, unrounded."""
 
 import jax
 import jax.numpy as jnp

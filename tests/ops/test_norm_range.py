@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from norm_range_check import CASES, check_norm, exact, relative
-from test_sharding import collectives
+from sharded import collectives
 
 from syntonic_jax import PHI_INV, residual_component_norm
 

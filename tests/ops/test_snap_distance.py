@@ -1,4 +1,4 @@
-"""Kind 16: a snap distance is the exact one, rounded once, whatever the size of the number."""
+"""A snap distance is the exact one, rounded once, whatever the size of the number."""
 
 import functools
 
