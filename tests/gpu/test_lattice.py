@@ -57,7 +57,7 @@ def test_not_finite(dtype):
 @pytest.mark.parametrize("mode", oracles.MODES)
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_floats_agree_with_exact_arithmetic(dtype, mode, activation, rng):
-    """As tests/test_exact_oracle.py does; integers are exact in every type."""
+    """As tests/lattice/test_exact_oracle.py does; integers are exact in every type."""
     for limits in ((200, 200, 200, 200), (200, 0, 200, 0)):
         values = [rng.integers(-n, n + 1, 1000) for n in limits]
         lattice_check.check_phi_residual(values, dtype, mode, activation, "cuda")

@@ -1,4 +1,4 @@
-"""The operations that tests/test_explicit_meshes.py tries, beside their formulas in plain jnp."""
+"""Operations and their formulas in jnp, for meshes with explicit axes (test_explicit_meshes.py)."""
 
 import dataclasses
 import functools

@@ -13,7 +13,7 @@ import pytest
 import syntonic_jax
 from syntonic_jax import _dispatch, _extension
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 FOLDERS = "benchmarks|cuda|docs|examples|src|syntonic_jax|tests"

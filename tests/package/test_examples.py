@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
