@@ -46,7 +46,7 @@ def divides(mesh, shape, spec):
     return all(n % math.prod(mesh.shape[a] for a in on) == 0 for n, on in zip(shape, axes))
 
 
-MOST = 12  # ways to shard the operands of one operation that the formula takes
+MOST = 6  # ways to shard the operands of one operation that the formula takes
 
 
 def assignments(operation, mesh, rng):

@@ -103,6 +103,16 @@ def _values(case):
     return case if type(case) is tuple else (case,)
 
 
+def assert_same_program(f, other, operands):
+    """The calls of a function bind the primitives that the jnp lowerings of another do.
+
+    No rule reads the parameter: what binds the same primitives need not run twice.
+    """
+    texts = [str(jax.make_jaxpr(g)(*operands)) for g in (f, other)]
+    assert "implementation=cuda" in texts[0]
+    assert texts[0].replace("implementation=cuda", "implementation=xla") == texts[1]
+
+
 class Battery:
     """Runs each inherited test once for every operation of the class."""
 
@@ -122,12 +132,8 @@ class Transformations(Battery):
         operands = operation.operands(rng)
         f = transformation(operation.using(implementation), operation)
         if operation in self.variants and implementation == "cuda":
-            # No rule reads the parameter: what binds the same primitives need not run twice.
             other = transformation(operation.using("xla"), operation)
-            texts = [str(jax.make_jaxpr(g)(*operands)) for g in (f, other)]
-            assert "implementation=cuda" in texts[0]
-            assert texts[0].replace("implementation=cuda", "implementation=xla") == texts[1]
-            return
+            return assert_same_program(f, other, operands)
         got = jax.jit(f)(*operands)
         assert_same(got, compiled_reference(operation, transformation)(*operands))
 

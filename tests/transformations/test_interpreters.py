@@ -22,14 +22,20 @@ OPERATIONS = every_operation.OPERATIONS
 RTOL = 4 * battery.RTOL
 LABELLED = {o.label: o for o in OPERATIONS}
 PAIRS = [(label, group) for label in LABELLED for group in interpreters.GROUPS]
+EVERY = 11  # of them the calls run, of the others they are compared
 
 
-@pytest.mark.parametrize(("label", "group"), battery.thinned(PAIRS, 11))
+@pytest.mark.parametrize(("label", "group"), battery.thinned(PAIRS, EVERY))
 def test_equals_that_of_the_formula(label, group, implementation, rng):
     operation = LABELLED[label]
     transformation = interpreters.GROUPS[group]
     operands = operation.operands(rng)
-    got = jax.jit(transformation(operation.using(implementation), operation))(*operands)
+    f = transformation(operation.using(implementation), operation)
+    has_calls = implementation == "cuda" and label != "output_statistics"
+    if has_calls and (label, group) not in PAIRS[::EVERY]:
+        other = transformation(operation.using("xla"), operation)
+        return battery.assert_same_program(f, other, operands)
+    got = jax.jit(f)(*operands)
     expected = battery.compiled_reference(operation, transformation)(*operands)
     assert got.keys() == expected.keys()
     for name in got:
