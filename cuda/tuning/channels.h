@@ -1,5 +1,5 @@
 // How reductions over channels, rows and columns are spread: found on an H100
-// (docs/performance.md), no worse on an H200.
+// (docs/performance.md).
 #pragma once
 
 namespace syntonic {

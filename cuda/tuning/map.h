@@ -1,4 +1,4 @@
-// How elementwise work is spread: found on an H100 (docs/performance.md), no worse on an H200.
+// How elementwise work is spread: found on an H100 (docs/performance.md).
 #pragma once
 
 namespace syntonic {

@@ -1,5 +1,5 @@
-// How the work of a softmax or a cross entropy is spread: found on an H100 (docs/performance.md),
-// no worse on an H200. Rows in registers are in tuning/rows.h.
+// How the work of a softmax or a cross entropy is spread: found on an H100 (docs/performance.md).
+// Rows in registers are in tuning/rows.h.
 #pragma once
 
 #include "core/types.h"

@@ -10,36 +10,15 @@ import pytest
 from flax import linen, nnx
 from layer_contract import described, normal, randomised
 from norm_layers import BATCH_NORMS, LAYER_NORMS, Norm
-from softmax_layers import ATTENTIONS, CLASSIFIERS, SOFTMAXES, haiku_layer, linen_layer, nnx_layer
+from residual_layers import WIDTH, X, residual, residual_norm
+from softmax_layers import ATTENTIONS, CLASSIFIERS, SOFTMAXES
 
 import syntonic_jax.nn
 from syntonic_jax import GoldenNormMode, phi_residual
 
-ROWS, WIDTH = 4, 6
-X = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, WIDTH)), "float32")
+ROWS = len(X)
 MASKED = ("nnx", "linen")  # Haiku's norms have no mask
 FRAMEWORKS = tuple(BATCH_NORMS)
-
-
-def residual_norm(framework, **options):
-    """PhiResidualLayerNorm, applied to (parameters, identity, residual)."""
-    layer = getattr(syntonic_jax.nn, framework).PhiResidualLayerNorm
-    if framework == "nnx":
-        return nnx_layer(layer(WIDTH, rngs=nnx.Rngs(0), **options))
-    if framework == "linen":
-        return linen_layer(layer(**options), X, {"residual": X})
-    words = {"create_scale": True, "create_offset": True, **options}
-    return haiku_layer(lambda: layer(-1, **words), X, {"residual": X})
-
-
-def residual(framework, function, **options):
-    """PhiResidual around a function."""
-    layer = getattr(syntonic_jax.nn, framework).PhiResidual
-    if framework == "nnx":
-        return nnx_layer(layer(function, **options))
-    if framework == "linen":
-        return linen_layer(layer(function, **options), X)
-    return haiku_layer(lambda: layer(function, **options), X)
 
 
 def refused(error, layer, argument, function):
