@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/barrier.cuh"
 #include "core/devices.h"
 #include "core/types.h"
 
@@ -115,6 +116,12 @@ int resident_clusters(const Grid& grid, K* kernel) {
   return count;
 }
 
+// Whether a device runs a cluster at all: more blocks than the portable limit need not find room.
+template <class K>
+bool fits_device(const Grid& grid, K* kernel) {
+  return grid.cluster <= kMaxCluster || resident_clusters(grid, kernel) > 0;
+}
+
 // How many blocks: the grid of a persistent kernel.
 template <class K>
 int64_t resident_blocks(const Grid& grid, K* kernel) {
@@ -144,6 +151,14 @@ template <class K>
 Status load_with_dynamic_shared(K* kernel) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               dynamic_shared_capacity(kernel));
+}
+
+// Lets a kernel use all the shared memory, and large clusters.
+template <class K>
+Status load_large(K* kernel) {
+  const Status status = load_with_dynamic_shared(kernel);
+  if (status != kSuccess || !compiled_for_90(kernel)) return status;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
 }  // namespace syntonic

@@ -8,38 +8,50 @@ namespace syntonic {
 
 constexpr int kLine = 8;  // pieces of 16 bytes in a line of memory, which has 128 bytes
 
-// Where the elements of a pack lie in a row, or in a stretch of one: first, first + step, ...
-// from begin on and short of end.
+// Where the elements of a pack lie in a row, or in a stretch of one: first, first + step, ... short
+// of end.
 //
 // Vector access (one 16-byte transaction a pack, step 1) needs aligned pointers and a row width
 // that is a multiple of the pack. Otherwise neighbouring threads take neighbouring elements, so
 // that a warp still touches whole sectors, whatever the alignment.
-//
-// A wide row of another width in an aligned array is moved by the packs of the array (step 1): one
-// on an edge of the row is read whole, with elements that are not the row's and must be ignored,
-// but written one by one. No pack is read beyond `limit`, where the array ends.
 struct Span {
   int first;
   int step;
   int end;
-  int begin = 0;
-  int limit = 0;  // 0: elements `step` apart; less: a pack whose elements are moved one by one
 
-  __device__ bool holds(int e) const {
-    if (limit == 0) return first + e * step < end;
-    return static_cast<unsigned>(first + e - begin) < static_cast<unsigned>(end - begin);
-  }
-  __device__ Span one_by_one() const { return {first, 1, end, begin, -1}; }
+  __device__ bool holds(int e) const { return first + e * step < end; }
 
+  // Which of N elements it holds; all or none of them, where it is read by vectors.
   template <int N>
-  __device__ bool readable() const {
-    return limit > 0 && first < end && first + N <= limit;
-  }
-  template <int N>
-  __device__ bool writable() const {
-    return limit > 0 && first >= begin && first + N <= end;
+  __device__ uint32_t present(bool vector) const {
+    if (vector) return first < end ? kAll<N> : 0;
+    uint32_t bits = 0;
+#pragma unroll
+    for (int e = 0; e < N; ++e) bits |= uint32_t{holds(e)} << e;
+    return bits;
   }
 };
+
+// Elements side by side of an aligned array, some of which are a row's, a bit for each: a row that
+// is no whole packs begins and ends inside of one. They are read whole.
+struct Part {
+  int first;
+  uint32_t present;
+
+  __device__ bool holds(int e) const { return present >> e & 1; }
+};
+
+// The elements from `first` on that are those of a row from begin to short of end.
+template <int N>
+__device__ Part part(int first, int begin, int end) {
+  if (first >= begin && first + N <= end) return {first, kAll<N>};
+  uint32_t present = 0;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    present |= uint32_t{first + e >= begin && first + e < end} << e;
+  }
+  return {first, present};
+}
 
 // The span of pack number `index` of the thread `rank` out of `size` that share [0, end).
 template <int N>
@@ -98,80 +110,123 @@ __device__ void load_words(const void* address, uint32_t (&word)[kWords]) {
   }
 }
 
+// One element of a pack, whose words are zero before.
+template <class T, int N>
+__device__ void load_element(Packed<T, N>& packed, int e, const T* source) {
+  if constexpr (sizeof(T) == 2) {
+    packed.word[e / 2] |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(source))} << e % 2 * 16;
+  } else if constexpr (sizeof(T) == 4) {
+    packed.word[e] = __ldg(reinterpret_cast<const uint32_t*>(source));
+  } else {
+    const uint2 two = __ldg(reinterpret_cast<const uint2*>(source));
+    packed.word[2 * e] = two.x, packed.word[2 * e + 1] = two.y;
+  }
+}
+
+template <class T, int N>
+__device__ void store_element(T* target, const Packed<T, N>& packed, int e) {
+  const auto& word = packed.word;
+  if constexpr (sizeof(T) == 2) {
+    *reinterpret_cast<uint16_t*>(target) = static_cast<uint16_t>(word[e / 2] >> e % 2 * 16);
+  } else if constexpr (sizeof(T) == 4) {
+    *reinterpret_cast<uint32_t*>(target) = word[e];
+  } else {
+    *reinterpret_cast<uint2*>(target) = make_uint2(word[2 * e], word[2 * e + 1]);
+  }
+}
+
 // Packs out of the span read as zero.
 template <class T, int N, Cache kCache = Cache::once>
 __device__ Packed<T, N> load(const T* row, const Span& at, bool vector) {
   Packed<T, N> packed = {};
-  if (vector ? at.first < at.end : at.readable<N>()) {
-    load_words<kCache>(row + at.first, packed.word);
+  if (vector) {
+    if (at.first < at.end) load_words<kCache>(row + at.first, packed.word);
     return packed;
   }
-  if (vector) return packed;
 #pragma unroll
   for (int e = 0; e < N; ++e) {
-    if (!at.holds(e)) continue;
-    const T* source = row + at.first + e * at.step;
-    if constexpr (sizeof(T) == 2) {
-      packed.word[e / 2] |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(source))}
-                            << e % 2 * 16;
-    } else if constexpr (sizeof(T) == 4) {
-      packed.word[e] = __ldg(reinterpret_cast<const uint32_t*>(source));
-    } else {
-      const uint2 two = __ldg(reinterpret_cast<const uint2*>(source));
-      packed.word[2 * e] = two.x, packed.word[2 * e + 1] = two.y;
-    }
+    if (at.holds(e)) load_element(packed, e, row + at.first + e * at.step);
   }
   return packed;
 }
 
-template <Cache kCache = Cache::keep, class T, int N>
-__device__ void store(T* row, const Span& at, bool vector, const Packed<T, N>& packed) {
-  constexpr int kWords = N * sizeof(T) / 4;
-  const uint32_t (&word)[kWords] = packed.word;
-  if (vector ? at.first < at.end : at.writable<N>()) {
-    void* address = row + at.first;
-    if constexpr (kWords % 4 == 0) {
-#pragma unroll
-      for (int i = 0; i < kWords; i += 4) {
-        uint4* target = static_cast<uint4*>(address) + i / 4;
-        const uint4 four = make_uint4(word[i], word[i + 1], word[i + 2], word[i + 3]);
-        if constexpr (kCache == Cache::once) {
-          __stcs(target, four);
-        } else {
-          *target = four;
-        }
-      }
-    } else if constexpr (kWords == 2) {
-      *static_cast<uint2*>(address) = make_uint2(word[0], word[1]);
-    } else {
-      *static_cast<uint32_t*>(address) = word[0];
-    }
-    return;
+// Of elements that are not the row's, whatever lies there; zero where none is. None beyond `limit`,
+// where the array ends, is read.
+template <class T, int N, Cache kCache = Cache::once>
+__device__ Packed<T, N> load(const T* row, const Part& at, int limit) {
+  Packed<T, N> packed = {};
+  if (at.present == 0) return packed;
+  if (at.first + N <= limit) {
+    load_words<kCache>(row + at.first, packed.word);
+    return packed;
   }
-  if (vector) return;
 #pragma unroll
   for (int e = 0; e < N; ++e) {
-    if (!at.holds(e)) continue;
-    T* target = row + at.first + e * at.step;
-    if constexpr (sizeof(T) == 2) {
-      *reinterpret_cast<uint16_t*>(target) = static_cast<uint16_t>(word[e / 2] >> e % 2 * 16);
-    } else if constexpr (sizeof(T) == 4) {
-      *reinterpret_cast<uint32_t*>(target) = word[e];
-    } else {
-      *reinterpret_cast<uint2*>(target) = make_uint2(word[2 * e], word[2 * e + 1]);
+    if (at.holds(e)) load_element(packed, e, row + at.first + e);
+  }
+  return packed;
+}
+
+// A whole pack.
+template <Cache kCache = Cache::keep, class T, int N>
+__device__ void store_pack(T* target, const Packed<T, N>& packed) {
+  constexpr int kWords = N * sizeof(T) / 4;
+  const uint32_t (&word)[kWords] = packed.word;
+  if constexpr (kWords % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      uint4* const place = reinterpret_cast<uint4*>(target) + i / 4;
+      const uint4 four = make_uint4(word[i], word[i + 1], word[i + 2], word[i + 3]);
+      if constexpr (kCache == Cache::once) {
+        __stcs(place, four);
+      } else {
+        *place = four;
+      }
     }
+  } else if constexpr (kWords == 2) {
+    *reinterpret_cast<uint2*>(target) = make_uint2(word[0], word[1]);
+  } else {
+    *reinterpret_cast<uint32_t*>(target) = word[0];
+  }
+}
+
+template <Cache kCache = Cache::keep, class T, int N>
+__device__ void store(T* row, const Span& at, bool vector, const Packed<T, N>& packed) {
+  if (vector) {
+    if (at.first < at.end) store_pack<kCache>(row + at.first, packed);
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (at.holds(e)) store_element(row + at.first + e * at.step, packed, e);
+  }
+}
+
+template <Cache kCache = Cache::keep, class T, int N>
+__device__ void store(T* row, const Part& at, bool, const Packed<T, N>& packed) {
+  if (at.present == kAll<N>) return store_pack<kCache>(row + at.first, packed);
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (at.holds(e)) store_element(row + at.first + e, packed, e);
   }
 }
 
 // Parameters: one row of the accumulation type beside the data, read again for every row of it.
-// Where the packs of the data are shifted against those of the parameters, the pieces of 16 bytes
-// that hold the elements are read, one more than otherwise, and shifted by as much.
 template <class A, int N>
 __device__ void load_parameter(const A* row, const Span& at, bool vector, A (&x)[N]) {
+  unpack(load<A, N, Cache::keep>(row, at, vector), x);
+}
+
+// Where the packs of the data are shifted against those of the parameters, the pieces of 16 bytes
+// that hold the elements are read, one more than otherwise. All threads of a row shift them by as
+// much. Near its ends the row is read element by element: no piece reaches beyond `end`.
+template <class A, int N>
+__device__ void load_parameter(const A* row, const Part& at, int end, A (&x)[N]) {
   constexpr int kPiece = kVector<A>;
-  if (vector || at.limit == 0) return unpack(load<A, N, Cache::keep>(row, at, vector), x);
-  if (at.first < at.begin + kPiece || at.first + N + kPiece > at.end) {
-    return unpack(load<A, N, Cache::keep>(row, at.one_by_one(), false), x);
+  if (at.present != kAll<N> || at.first + N + kPiece > end) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) x[e] = at.holds(e) ? row[at.first + e] : A(0);
+    return;
   }
   const uintptr_t address = reinterpret_cast<uintptr_t>(row + at.first);
   Packed<A, N + kPiece> wide;
@@ -196,8 +251,8 @@ struct AnyArray {
 };
 
 // Most likely it is T, which is told apart without a jump through a table.
-template <class T, Cache kCache = Cache::keep, int N, class A>
-__device__ void store_any(const AnyArray& array, int64_t start, const Span& at, bool vector,
+template <class T, Cache kCache = Cache::keep, class At, int N, class A>
+__device__ void store_any(const AnyArray& array, int64_t start, const At& at, bool vector,
                           const A (&x)[N]) {
   if (array.dtype == kDType<T>) {
     return store<kCache>(static_cast<T*>(array.data) + start, at, vector, pack<T>(x));

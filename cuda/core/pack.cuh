@@ -58,6 +58,16 @@ struct Packed {
   uint32_t word[N * sizeof(T) / 4];
 };
 
+// Which of N elements count, a bit for each: all of them.
+template <int N>
+constexpr uint32_t kAll = (1u << N) - 1;
+
+template <class A, int N>
+__device__ void hide_absent(uint32_t present, A (&x)[N], A hidden) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) x[e] = present >> e & 1 ? x[e] : hidden;
+}
+
 template <class T, int N, class A>
 __device__ void unpack(const Packed<T, N>& packed, A (&x)[N]) {
 #pragma unroll

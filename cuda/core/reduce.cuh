@@ -82,38 +82,45 @@ struct alignas(16) Moments {
   }
 };
 
-// The moments of those elements of K packs for which valid(k, e) holds: by sums of deviations from
-// the mean of those in the first pack. If that holds one of every K of them, its square distance
-// from the mean of all is at most K times their variance, so no more than a factor K of the
-// rounding is lost. Unpacked again for the second look at it, the first pack leaves registers to
-// more rows.
-template <class T, int N, int K, class Valid>
-__device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Valid valid) {
+// The moments of those elements of K packs that are present(k), a bit for each: by sums of
+// deviations from the mean of those in the first pack. If that holds one of every K of them, its
+// square distance from the mean of all is at most K times their variance, so no more than a factor
+// K of the rounding is lost. Unpacked again for the second look at it, the first pack leaves
+// registers to more rows.
+template <class T, int N, int K, class Present>
+__device__ Moments<Acc<T>> moments_of(Packed<T, N> (&packs)[K], Present present) {
   using A = Acc<T>;
-  int count = 0;
-  A sum = 0, x[N];
-  unpack(packs[0], x);
-  unpack_again(packs[0]);
+  // Most packs are present as a whole.
+  const auto for_each = [&](int k, auto&& f) {
+    A x[N];
+    unpack(packs[k], x);
+    unpack_again(packs[k]);
+    const uint32_t some = present(k);
+    if (some == kAll<N>) {
 #pragma unroll
-  for (int e = 0; e < N; ++e) {
-    if (valid(0, e)) ++count, sum += x[e];
-  }
+      for (int e = 0; e < N; ++e) f(x[e]);
+    } else if (some != 0) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        if (some >> e & 1) f(x[e]);
+      }
+    }
+  };
+  int count = 0;
+  A sum = 0;
+  for_each(0, [&](A x) { ++count, sum += x; });
   if (count == 0) return {};
   const A pivot = quotient(sum, A(count));
   count = 0;
   A rest = 0, squares = 0;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    unpack(packs[k], x);
-    unpack_again(packs[k]);
-#pragma unroll
-    for (int e = 0; e < N; ++e) {
-      if (!valid(k, e)) continue;
-      const A deviation = x[e] - pivot;
+    for_each(k, [&](A x) {
+      const A deviation = x - pivot;
       ++count;
       rest += deviation;
       squares += deviation * deviation;
-    }
+    });
   }
   const A offset = quotient(rest, A(count));
   return {static_cast<A>(count), pivot, offset, less(squares, offset * rest)};
@@ -156,10 +163,16 @@ struct Team {
   }
 };
 
+// A number of lanes that is known when a kernel is compiled: then no step asks whether it is taken.
+template <int kLanes>
+struct Lanes {
+  __device__ constexpr operator int() const { return kLanes; }
+};
+
 // Combines the values of groups of `lanes` neighbouring lanes, a power of two, or of every
 // first-th of them; every lane gets the same bits, because both partners merge in the same order.
-template <class M>
-__device__ M across_lanes(M value, int lanes, int first = 1) {
+template <class M, class L>
+__device__ M across_lanes(M value, L lanes, int first = 1) {
   constexpr int kWords = sizeof(M) / 4;
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
@@ -178,9 +191,9 @@ __device__ M across_lanes(M value, int lanes, int first = 1) {
 
 // As for other monoids, but by sums, which take a fraction of the instructions of merges: first the
 // mean of the group, about the pivot of its first lane with any numbers, then the squares about it.
-template <class A>
-__device__ Moments<A> across_lanes(const Moments<A>& own, int lanes) {
-  const unsigned lane = threadIdx.x % kWarp, first = lane / lanes * lanes;
+template <class A, class L>
+__device__ Moments<A> across_lanes(const Moments<A>& own, L lanes) {
+  const unsigned lane = threadIdx.x % kWarp, group = lanes, first = lane / group * group;
   const unsigned some = __ballot_sync(0xffffffffu, own.count > A(0)) >> first;
   const A pivot = __shfl_sync(0xffffffffu, own.pivot, first + __ffs(some) - 1);
   // An empty lane has no mean; nor has an empty group.
@@ -190,6 +203,26 @@ __device__ Moments<A> across_lanes(const Moments<A>& own, int lanes) {
   const A delta = mean - offset;
   const Sum<A> m2 = across_lanes(Sum<A>{own.m2 + own.count * delta * delta}, lanes);
   return {sums.first, sums.first > A(0) ? pivot : A(0), offset, m2.value};
+}
+
+// R independent values at once.
+template <class M, int R>
+struct Each {
+  M of[R];
+
+  __device__ static Each merge(const Each& a, const Each& b) {
+    Each merged;
+#pragma unroll
+    for (int r = 0; r < R; ++r) merged.of[r] = M::merge(a.of[r], b.of[r]);
+    return merged;
+  }
+};
+template <class M, int R, class L>
+__device__ Each<M, R> across_lanes(const Each<M, R>& value, L lanes) {
+  Each<M, R> merged;
+#pragma unroll
+  for (int r = 0; r < R; ++r) merged.of[r] = across_lanes(value.of[r], lanes);
+  return merged;
 }
 
 // Several at once.
@@ -287,8 +320,12 @@ class Reducer {
   }
 
   __device__ void post(const M& value) {
-    own_ = across_lanes(value, team_.size);
-    if (team_.size <= kWarp) return;
+    if (team_.size < kWarp) {
+      own_ = across_lanes(value, team_.size);
+      return;
+    }
+    own_ = across_lanes(value, Lanes<kWarp>{});
+    if (team_.size == kWarp) return;
     const int warp = static_cast<int>(threadIdx.x / kWarp);
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     Barrier& barrier = shared_.barrier[turn_ & 1];
@@ -313,13 +350,17 @@ class Reducer {
       alignas(M) const Entry one = entry[i];
       return reinterpret_cast<const M&>(one);
     };
-    const int lanes = team_.blocks > 1 ? kWarp : kMaxWarps;
-    int i = static_cast<int>(threadIdx.x) & (lanes - 1);
-    M merged = {};
-    if (i < entries) merged = read(i);
-    for (i += lanes; i < entries; i += lanes) merged = M::merge(merged, read(i));
     ++turn_;
-    return across_lanes(merged, lanes);
+    M merged = {};
+    if (team_.blocks == 1) {
+      const int i = static_cast<int>(threadIdx.x) % kMaxWarps;
+      if (i < entries) merged = read(i);
+      return across_lanes(merged, Lanes<kMaxWarps>{});
+    }
+    int i = static_cast<int>(threadIdx.x) % kWarp;
+    if (i < entries) merged = read(i);
+    for (i += kWarp; i < entries; i += kWarp) merged = M::merge(merged, read(i));
+    return across_lanes(merged, Lanes<kWarp>{});
   }
 
   // Both at once.

@@ -16,6 +16,7 @@ struct RowPlan {
   int threads = 0;     // in a block
   int team = 0;        // that share a row; more than `threads`: team / threads blocks, a cluster
   int stages = 0;      // 0: registers
+  int rows = 1;        // that a turn of the ring takes
   bool early = false;  // whether what is known of a row is read one turn before it is needed
 };
 
@@ -32,19 +33,19 @@ RowPlan plan_rows(int64_t width, int vector, K* kernel, const RowTuning& tuning)
   if (threads <= kWarp) {
     int team = 1;
     while (team < threads) team *= 2;
-    return {held, step->block, team, tuning.stages, step->early};
+    return {held, step->block, team, step->stages, step->rows, step->early};
   }
   if (threads <= most) {
     const int team = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
     const int teams = std::max(1, step->block / team);
-    return {held, teams * team, team, tuning.stages, step->early};
+    return {held, teams * team, team, step->stages, step->rows, step->early};
   }
   if (!clusters) return {0, kMaxThreads, kMaxThreads};
-  if (threads > most * kMaxCluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
+  if (threads > most * step->cluster) return {0, kMaxThreads, kMaxThreads * kMaxCluster};
   int blocks = 2;
   while (threads > blocks * most) blocks *= 2;
   const int block = static_cast<int>(ceil_div(ceil_div(threads, blocks), kWarp)) * kWarp;
-  return {held, block, block * blocks, tuning.stages, step->early};
+  return {held, block, block * blocks, step->stages, step->rows, step->early};
 }
 
 // Blocks in a cluster, 1 where there is none.

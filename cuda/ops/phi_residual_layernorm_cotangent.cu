@@ -1,4 +1,3 @@
-#include "engine/row_ring.cuh"
 #include "ops/phi_residual_layernorm_cotangent.cuh"
 
 namespace syntonic {
@@ -6,165 +5,132 @@ namespace {
 
 using namespace layernorm_cotangent;
 
-// What the ring holds of a pack: z, ct_z where there is one, and ct_y, in this order, `stride`
-// pieces apart.
-template <class T>
-__device__ void fetch_pack(const Arguments<T>& a, uint4* pack, int stride, int64_t start,
-                           const Span& at, bool vector) {
-  constexpr int N = kVector<T>;
-  stage<T, N>(pack, stride, a.z + start, at, vector);
-  if (a.ct_z) stage<T, N>(pack + stride, stride, a.ct_z + start, at, vector);
-  stage_any<N>(a.ct_y, pack + a.ct_y_piece * stride, stride, start, at, vector);
-}
-
-template <class T>
-__device__ void read_pack(const Arguments<T>& a, const uint4* pack, int stride,
-                          const Normaliser<T>& normal, Acc<T> (&xhat)[kVector<T>],
-                          Acc<T> (&ct)[kVector<T>]) {
-  unpack(staged<T, kVector<T>>(pack, stride), xhat);
-  normalise<T>(xhat, normal);
-  unpack_staged(a.ct_y, pack + a.ct_y_piece * stride, stride, ct);
-}
-
-template <class T>
-__device__ Packed<T, kVector<T>> read_ct_z(const Arguments<T>& a, const uint4* pack, int stride) {
-  if (!a.ct_z) return {};
-  return staged<T, kVector<T>>(pack + stride, stride);
-}
-
-// Rows that fit, K packs a thread, on a persistent grid. The rows to come are on their way, and the
-// next one is summed up before the gradient of this one is written, so that no thread waits for the
-// reduction. The parameter gradients gather in registers. Needs two stages of the ring.
-template <class T, int K, bool kAligned, bool kEarly = false>
-__global__ void __launch_bounds__(K == 1 ? kFewThreads : kMaxThreads, K == 1 ? 2 : 1)
-    pull_back(const Arguments<T> a, const Workers workers, const Sums<Acc<T>> sums,
-              const int stages) {
-  wait_for_launches();
+// Rows that fit, K packs a thread. The parameter gradients gather in registers.
+template <class T_, int K, bool kWhole_, int kRows_ = 1>
+struct PullBack {
+  using T = T_;
   using A = Acc<T>;
-  constexpr int N = kVector<T>;
-  constexpr bool kHoldScale = K <= 2;  // more would not fit into the registers
-  extern __shared__ __align__(16 * kLine) uint4 dynamic[];
-  __shared__ Exchange<SumPair<A>> exchange;
-  const Team team(a.team);
-  Reducer<SumPair<A>> reduce(exchange, team);
-  const Ring<K> ring(dynamic, a.pieces, team, a.width * sizeof(T));
-  const int stride = ring.stride, pack_stride = ring.pieces * stride;
-  const int width = static_cast<int>(a.width);
-  const A inverse_width = A(1) / width;
-  const int64_t step = workers.members * team.count;
-  const auto at = [&](int k, bool present) {
-    return span<N>(kAligned, k, team.size, team.rank, present ? width : 0);
-  };
+  using Arguments = layernorm_cotangent::Arguments<T>;
+  using Sums = layernorm_cotangent::Sums<A>;
+  using Known = RowStatistics<A>;  // zeros of a row that does not exist: no NaN may reach the sums
+  using Row = Normaliser<T>;
+  using Measure = SumPair<A>;
+  static constexpr int N = kVector<T>;
+  static constexpr int kPacks = K;
+  static constexpr int kRows = kRows_;
+  static constexpr bool kWhole = kWhole_;
+  static constexpr int kThreads = K == 1 ? kFewThreads : kMaxThreads;
+  static constexpr int kBlocks = K == 1 ? 2 : 1;
+  static constexpr bool kHoldScale = K <= 2;  // more would not fit into the registers
+  static constexpr bool kStageScale = !kHoldScale && !kWhole;
 
-  for (int64_t unit = cluster_index(); unit < workers.partials * workers.members;
-       unit += gridDim.x / team.blocks) {
-    const int64_t partial = unit / workers.members;
-    const int64_t end = (partial + 1) * workers.rows;
-    const auto fetch = [&](int turn, int64_t row) {
-      const bool present = row < end;  // an idle team reads zeros
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        fetch_pack(a, ring.packs_of(row, turn) + k * pack_stride, stride, present ? row * width : 0,
-                   at(k, present), kAligned);
-      }
-      commit_copies();
-    };
-    const int64_t parameters = partial / a.partials_per_group * width;
-    A held[K][N], d_scale[K][N] = {}, d_bias[K][N] = {};
-    if constexpr (kHoldScale) {
-#pragma unroll
-      for (int k = 0; k < K; ++k) load_scale(a, parameters, at(k, true), kAligned, held[k]);
-    }
-    const auto scale_of = [&](int k, A(&scale)[N]) {
-      if constexpr (kHoldScale) {
-#pragma unroll
-        for (int e = 0; e < N; ++e) scale[e] = held[k][e];
-      } else {
-        load_scale(a, parameters, at(k, true), kAligned, scale);
-      }
-    };
-    // The first half of a row: what it adds to the sums along it and across it.
-    const auto sum_up = [&](int turn, int64_t row, const Normaliser<T>& normal) {
-      const uint4* packs = ring.packs_of(row, turn);
-      SumPair<A> sums;
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        A xhat[N], ct[N], scale[N];
-        read_pack(a, packs + k * pack_stride, stride, normal, xhat, ct);
-        scale_of(k, scale);
-        add_products(sums, xhat, ct, scale);
-#pragma unroll
-        for (int e = 0; e < N; ++e) {
-          d_scale[k][e] += ct[e] * xhat[e];
-          d_bias[k][e] += ct[e];
-        }
-      }
-      reduce.post(sums);
-    };
-    // The second half: its gradient.
-    const auto finish = [&](int turn, int64_t row, const Normaliser<T>& normal,
-                            const SumPair<A>& means) {
-      const uint4* packs = ring.packs_of(row, turn);
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        A xhat[N], ct[N], scale[N];
-        read_pack(a, packs + k * pack_stride, stride, normal, xhat, ct);
-        scale_of(k, scale);
-        store_gradients(a, row * width, at(k, row < end), kAligned, normal.slope() * a.scale_factor,
-                        xhat, ct, scale, read_ct_z(a, packs + k * pack_stride, stride), means);
-      }
-    };
+  const Arguments& a;
+  RowPacks<T, K, kWhole> packs;
+  int64_t parameters;
+  HeldParameter<A, N, kHoldScale || kStageScale ? K : 0, kHoldScale> scale;
+  A d_scale[K][N] = {}, d_bias[K][N] = {};
+  A inverse_width;
 
-    // All teams of the block make the same number of turns, `first` being the row of the first.
-    int64_t first = partial * workers.rows + unit % workers.members * team.count;
-    int64_t row = first + team.index;
-    for (int turn = 0; turn < stages; ++turn) fetch(turn, row + turn * step);
-    // Zeros for an idle team: no NaN may reach its sums.
-    const auto statistics = [&](int64_t row) {
-      return row < end ? a.statistics[row] : RowStatistics<A>{};
-    };
-    Normaliser<T> normal(statistics(row));
-    RowStatistics<A> next_row = statistics(row + step);
-    wait_copies(stages - 1);
-    sum_up(0, row, normal);
-    for (int turn = 0; first < end; first += step, row += step) {
-      SumPair<A> means = reduce.collect();
-      means.first *= inverse_width;
-      means.second *= inverse_width;
-      const int next_turn = turn + 1 == stages ? 0 : turn + 1;
-      const int64_t next = row + step;
-      RowStatistics<A> later_row;
-      if constexpr (kEarly) {
-        later_row = statistics(next + step);
-      } else {
-        next_row = statistics(next);
-      }
-      const Normaliser<T> next_normal(next_row);
-      if (first + step < end) {
-        wait_copies(stages - 2);
-        sum_up(next_turn, next, next_normal);
-      }
-      finish(turn, row, normal, means);
-      __syncwarp();
-      fetch(turn, row + stages * step);
-      turn = next_turn;
-      normal = next_normal;
-      if constexpr (kEarly) next_row = later_row;
-    }
-    wait_copies(0);
+  __device__ PullBack(const Arguments& a, const Team& team, int64_t row, int64_t partial,
+                      uint4* shared)
+      : a(a),
+        packs(team, static_cast<int>(a.width), row),
+        parameters(partial / a.partials_per_group * a.width - packs.begin),
+        scale(a.scale, partial / a.partials_per_group * a.width, A(1), packs, shared),
+        inverse_width(A(1) / a.width) {}
+
+  __device__ Known known(int64_t row) const { return a.statistics[row]; }
+
+  // z, ct_z where there is one, and ct_y, in this order.
+  __device__ void fetch(const Slot& slot, int64_t row, bool exists) const {
+    const int64_t start = exists ? packs.start(row) : 0;
+    const auto how = packs.how(row, a.rows);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      store_sums(a, team, sums, unit * sums.stride, at(k, true), kAligned, d_scale[k], d_bias[k],
-                 reinterpret_cast<A*>(dynamic));
-    }
-    // Before the ring is filled again: by its own warp, or by teams that shared its memory.
-    if (team.count > 1) {
-      __syncthreads();
-    } else {
-      __syncwarp();
+      const auto at = packs.at(k, exists);
+      uint4* const pack = slot.pack(k);
+      stage<T, N>(pack, slot.stride, a.z + start, at, how);
+      if (a.ct_z) stage<T, N>(pack + slot.stride, slot.stride, a.ct_z + start, at, how);
+      stage_any<T, N>(a.ct_y, pack + a.ct_y_piece * slot.stride, slot.stride, start, at, how);
     }
   }
-}
+
+  // What it adds to the sums along the row, and across it.
+  __device__ Measure measure(const Slot& slot, const Row& normal, int64_t, bool) {
+    Measure sums;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      A xhat[N], ct[N], scale[N];
+      read(slot, k, xhat, ct);
+      normalise<T>(xhat, normal);
+      if constexpr (!kWhole) {
+        const uint32_t present = packs.present(k);
+        if (present != kAll<N>) {
+          hide_absent(present, xhat, A(0));
+          hide_absent(present, ct, A(0));
+        }
+      }
+      scale_of(k, scale);
+      add_products(sums, xhat, ct, scale);
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        d_scale[k][e] += ct[e] * xhat[e];
+        d_bias[k][e] += ct[e];
+      }
+    }
+    return sums;
+  }
+
+  __device__ void finish(const Slot& slot, const Row& normal, int64_t row, bool exists,
+                         Measure means) const {
+    means.first *= inverse_width;
+    means.second *= inverse_width;
+    const Across<T> across(normal, means);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      A x[N], ct[N], scale[N];
+      read(slot, k, x, ct);
+      scale_of(k, scale);
+      Packed<T, N> ct_z = {};
+      if (a.ct_z) ct_z = staged<T, N>(slot.pack(k) + slot.stride, slot.stride);
+      store_gradients(a, packs.start(row), packs.at(k, exists), kWhole,
+                      normal.slope() * a.scale_factor, x, ct, scale, ct_z, across);
+    }
+  }
+
+  __device__ void leave(const Sums& sums, int64_t part, uint4* dynamic) {
+    A* const shared = reinterpret_cast<A*>(dynamic);
+    const int64_t start = part * sums.stride;
+    if (!kWhole && packs.team.count > 1) {
+      if (sums.d_scale) {
+        add_ragged_teams(packs, d_scale, shared, [&](int column, A sum) {
+          sums.d_scale[start + column] = sum * a.scale_factor;
+        });
+      }
+      if (sums.d_bias) {
+        add_ragged_teams(packs, d_bias, shared,
+                         [&](int column, A sum) { sums.d_bias[start + column] = sum; });
+      }
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      store_sums(a, packs.team, sums, start - packs.begin, packs.columns(k), kWhole, d_scale[k],
+                 d_bias[k], shared);
+    }
+  }
+
+ private:
+  __device__ void read(const Slot& slot, int k, A (&x)[N], A (&ct)[N]) const {
+    const uint4* const pack = slot.pack(k);
+    unpack(staged<T, N>(pack, slot.stride), x);
+    unpack_staged<T>(a.ct_y, pack + a.ct_y_piece * slot.stride, slot.stride, ct);
+  }
+  __device__ void scale_of(int k, A (&x)[N]) const {
+    if constexpr (kHoldScale || kStageScale) return scale.read(k, x);
+    load_scale(a, parameters, packs.columns(k), packs.how_columns(), x);
+  }
+};
 
 // Rows of any width, without parameter gradients: read twice, the second time from the L2 cache if
 // it holds them.
@@ -186,9 +152,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     const int64_t end = a.width - offset < stretch ? a.width - offset : stretch;
     return span<N>(aligned, 0, team.size, team.rank, static_cast<int>(end));
   };
-  const auto read = [&](int64_t offset, const Span& at, A(&xhat)[N], A(&ct)[N], A(&scale)[N]) {
-    unpack(load<T, N>(a.z + start + offset, at, aligned), xhat);
-    normalise<T>(xhat, normal);
+  const auto read = [&](int64_t offset, const Span& at, A(&x)[N], A(&ct)[N], A(&scale)[N]) {
+    unpack(load<T, N>(a.z + start + offset, at, aligned), x);
     unpack_any(load_any<A, N>(a.ct_y, start + offset, at, aligned), a.ct_y.dtype, ct);
     load_scale(a, parameters + offset, at, aligned, scale);
   };
@@ -198,19 +163,21 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
     A xhat[N], ct[N], scale[N];
     read(offset, span_at(offset), xhat, ct, scale);
+    normalise<T>(xhat, normal);
     add_products(means, xhat, ct, scale);
   }
   means = reduce.all(means);
   means.first /= a.width;
   means.second /= a.width;
   const A slope = normal.slope() * a.scale_factor;
+  const Across<T> across(normal, means);
   for (int64_t offset = 0; offset < a.width; offset += stretch) {
     const Span at = span_at(offset);
     Packed<T, N> ct_z = {};
     if (a.ct_z) ct_z = load<T, N>(a.ct_z + start + offset, at, aligned);
-    A xhat[N], ct[N], scale[N];
-    read(offset, at, xhat, ct, scale);
-    store_gradients(a, start + offset, at, aligned, slope, xhat, ct, scale, ct_z, means);
+    A x[N], ct[N], scale[N];
+    read(offset, at, x, ct, scale);
+    store_gradients(a, start + offset, at, aligned, slope, x, ct, scale, ct_z, across);
   }
 }
 
@@ -249,14 +216,18 @@ __global__ void __launch_bounds__(kMaxThreads)
   store_sums(a, team, sums, unit * sums.stride + offset, at, aligned, d_scale, d_bias, shared);
 }
 
+template <class T, int K, bool kWhole, bool kEarly = false, int R = 1>
+constexpr auto pull_back = rows_in_ring<PullBack<T, K, kWhole, R>, kEarly>;
+
 template <class T>
-constexpr auto kernel_for(const RowPlan& plan, bool aligned) {
+constexpr auto kernel_for(const RowPlan& plan, bool whole) {
+  if (!whole) return plan.rows == 2 ? pull_back<T, 2, false, false, 2> : pull_back<T, 2, false>;
   if constexpr (sizeof(T) == 2) {  // what the tables for wider types do not ask for
-    if (aligned && plan.packs == 3) return pull_back<T, 3, true>;
-    if (aligned && plan.packs == 1 && plan.early) return pull_back<T, 1, true, true>;
+    if (plan.packs == 3) return pull_back<T, 3, true>;
+    if (plan.packs == 1 && plan.early) return pull_back<T, 1, true, true>;
   }
-  return !aligned          ? pull_back<T, kCotangentUnaligned.step[0].packs, false>
-         : plan.packs == 1 ? pull_back<T, 1, true>
+  if (plan.rows == 2) return pull_back<T, 2, true, false, 2>;
+  return plan.packs == 1   ? pull_back<T, 1, true>
          : plan.packs == 4 ? pull_back<T, 4, true>
          : plan.early      ? pull_back<T, 2, true, true>
                            : pull_back<T, 2, true>;
@@ -271,24 +242,31 @@ bool vector_access(const PhiResidualLayernormCotangent& call) {
 
 template <class T>
 const RowTuning& tuning(const PhiResidualLayernormCotangent& call) {
-  if (!vector_access<T>(call)) return kCotangentUnaligned;
+  if (!vector_access<T>(call)) return kCotangentRagged;
   if (sizeof(T) == 2) return call.ct_z ? kCotangent16 : kPlainCotangent16;
   return call.ct_z ? kCotangent : kPlainCotangent;
 }
 
-// sum(workers, sums) launches one kernel in which every unit of work stores its column sums.
+template <class A>
+FoldTargets<A> targets(const PhiResidualLayernormCotangent& call) {
+  return {static_cast<A*>(call.d_scale), static_cast<A*>(call.d_bias)};
+}
+
+Workers workers_of(const PhiResidualLayernormCotangent& call, int teams, int64_t resident,
+                   int phases = 1) {
+  const int64_t sums = (call.d_scale != nullptr) + (call.d_bias != nullptr);
+  return plan_workers(call.partials, call.rows.total() / call.partials, teams, resident,
+                      call.rows.width * sums, call.scratch_size, phases);
+}
+
+// sum(sums) launches one kernel in which every unit of work stores its column sums.
 template <class T, class F>
-Status gather(Stream stream, const PhiResidualLayernormCotangent& call, int teams, int64_t resident,
+Status gather(Stream stream, const PhiResidualLayernormCotangent& call, const Workers& workers,
               F&& sum) {
   using A = Acc<T>;
-  const FoldTargets<A> target = {static_cast<A*>(call.d_scale), static_cast<A*>(call.d_bias)};
-  const int64_t columns =
-      call.rows.width * ((target.first != nullptr) + (target.second != nullptr));
-  const Workers workers = plan_workers(call.partials, call.rows.total() / call.partials, teams,
-                                       resident, columns, call.scratch_size);
-  return gather_columns(stream, workers, call.rows.width, target, call.scratch,
+  return gather_columns(stream, workers, call.rows.width, targets<A>(call), call.scratch,
                         [&](const FoldTargets<A>& sums, int64_t stride) {
-                          return sum(workers, Sums<A>{sums.first, sums.second, stride});
+                          return sum(Sums<A>{sums.first, sums.second, stride});
                         });
 }
 
@@ -306,35 +284,40 @@ Status run_stream(Stream stream, const PhiResidualLayernormCotangent& call, cons
   const int64_t tiles = ceil_div(call.rows.width, kVector<T> * kWarp);
   const int64_t resident =
       ceil_div(resident_blocks(Grid{0, kMaxThreads}, pull_back_columns<T>), tiles);
-  return gather<T>(stream, call, kMaxThreads / kWarp, resident,
-                   [&](const Workers& workers, const Sums<Acc<T>>& sums) {
-                     const int64_t blocks = tiles * workers.partials * workers.members;
-                     return launch(stream, {blocks, kMaxThreads}, pull_back_columns<T>, arguments,
-                                   workers, sums, aligned);
-                   });
+  const Workers workers = workers_of(call, kMaxThreads / kWarp, resident);
+  return gather<T>(stream, call, workers, [&](const Sums<Acc<T>>& sums) {
+    const int64_t blocks = tiles * workers.partials * workers.members;
+    return launch(stream, {blocks, kMaxThreads}, pull_back_columns<T>, arguments, workers, sums,
+                  aligned);
+  });
 }
 
 template <class T>
 Status run(Stream stream, const PhiResidualLayernormCotangent& call, RowPlan plan) {
   const Arguments<T> arguments(call, plan);
-  const auto kernel = kernel_for<T>(plan, vector_access<T>(call));
-  size_t ring = 0;
+  const bool whole = vector_access<T>(call);
+  const bool packs = all_aligned(call.z, call.ct_y, call.ct_z, call.d_identity, call.d_residual);
+  const auto kernel = kernel_for<T>(plan, whole);
   // Without d_identity and d_residual there is nothing to reduce along a row.
-  if (plan.packs > 0 && (call.d_identity || call.d_residual)) {
-    ring = fit_ring(plan, kernel, arguments.pieces, call.rows.width * sizeof(T));
+  if (plan.packs > 0 && packs && (call.d_identity || call.d_residual)) {
+    const int held = !whole && plan.packs > 2 ? plan.packs * kVector<T> * sizeof(Acc<T>) / 16 : 0;
+    const size_t ring =
+        fit_ring(plan, kernel, plan.rows, arguments.pieces, call.rows.width * sizeof(T), held);
+    const int teams = teams_per_block(plan);
+    Grid grid = {0, plan.threads, cluster_size(plan), ring};
+    const int64_t resident = resident_blocks(grid, kernel) / grid.cluster;
+    const Workers workers =
+        workers_of(call, teams, resident, whole ? 1 : phases(call.rows.width, kVector<T>));
+    if (ring > 0 && workers.members > 0 && fits_device(grid, kernel)) {
+      return gather<T>(stream, call, workers, [&](const Sums<Acc<T>>& sums) {
+        const int64_t units = workers.partials * workers.members;
+        grid.blocks = std::min(units, resident) * grid.cluster;
+        return launch(stream, grid, kernel, arguments, workers, sums, plan.stages);
+      });
+    }
   }
-  if (ring == 0) {
-    const RowPlan block = {0, kMaxThreads, kMaxThreads};
-    return run_stream<T>(stream, call, plan.packs == 0 ? plan : block);
-  }
-  Grid grid = {0, plan.threads, cluster_size(plan), ring};
-  const int64_t resident = resident_blocks(grid, kernel) / grid.cluster;
-  return gather<T>(stream, call, teams_per_block(plan), resident,
-                   [&](const Workers& workers, const Sums<Acc<T>>& sums) {
-                     const int64_t units = workers.partials * workers.members;
-                     grid.blocks = std::min(units, resident) * grid.cluster;
-                     return launch(stream, grid, kernel, arguments, workers, sums, plan.stages);
-                   });
+  const RowPlan block = {0, kMaxThreads, kMaxThreads};
+  return run_stream<T>(stream, call, plan.packs == 0 ? plan : block);
 }
 
 }  // namespace
@@ -358,14 +341,15 @@ Status phi_residual_layernorm_cotangent(Stream stream, const PhiResidualLayernor
 Status load_phi_residual_layernorm_cotangent(DType dtype) {
   return with_type(dtype, [](auto type) {
     using T = typename decltype(type)::type;
+    Status status = kSuccess;
+    const auto load = [&](const RowPlan& plan, bool whole) {
+      if (status == kSuccess) status = load_large(kernel_for<T>(plan, whole));
+    };
     for (const int packs : {1, 2, 3, 4}) {
-      for (const bool early : {false, true}) {
-        const RowPlan plan = {.packs = packs, .early = early};
-        const Status status = load_with_dynamic_shared(kernel_for<T>(plan, true));
-        if (status != kSuccess) return status;
-      }
+      for (const bool early : {false, true}) load({.packs = packs, .early = early}, true);
     }
-    const Status status = load_with_dynamic_shared(kernel_for<T>({}, false));
+    for (const bool whole : {false, true}) load({.packs = 2, .rows = 2}, whole);
+    load({.packs = 2}, false);
     if (status != kSuccess) return status;
     return load_kernels(pull_back_stream<T>, pull_back_columns<T>, fold_columns<Acc<T>>);
   });

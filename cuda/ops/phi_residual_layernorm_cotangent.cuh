@@ -1,7 +1,7 @@
 // The arithmetic of the cotangent of phi_residual_layernorm on one pack, shared by its kernels.
 #pragma once
 
-#include "engine/column_sums.cuh"
+#include "engine/rows_ring.cuh"
 #include "ops/phi_residual_layernorm.h"
 #include "ops/row_statistics.cuh"
 
@@ -76,20 +76,46 @@ __device__ void add_products(SumPair<A>& sums, const A (&xhat)[N], const A (&ct)
   }
 }
 
-// dz = rstd * (w - mean(w) - xhat * mean(w * xhat)) + ct_z, where scale_factor has been moved out
-// of w and its means into `rstd`.
+// What of a row's gradient does not depend on ct_y but by its means: mean(w) + xhat * mean(w *
+// xhat). Beside results of 16 bits one multiply-add does: its second mean is the smaller, the less
+// x varies.
 template <class T>
-__device__ void store_gradients(const Arguments<T>& a, int64_t start, const Span& at, bool vector,
-                                Acc<T> rstd, const Acc<T> (&xhat)[kVector<T>],
+class Across {
+ public:
+  using A = Acc<T>;
+  static constexpr bool kOne = sizeof(T) == 2;
+
+  __device__ Across(const Normaliser<T>& normal, const SumPair<A>& means)
+      : normal_(normal), means_(means) {
+    if constexpr (kOne) {
+      by_ = means.second * normal.slope();
+      at_zero_ = fma(means.second, normal.offset(), means.first);
+    }
+  }
+  __device__ A operator()(A x) const {
+    if constexpr (kOne) return fma(x, by_, at_zero_);
+    return fma(normal_(x), means_.second, means_.first);
+  }
+
+ private:
+  const Normaliser<T>& normal_;
+  SumPair<A> means_;
+  A by_ = 0;
+  A at_zero_ = 0;
+};
+
+// dz = rstd * (w - mean(w) - xhat * mean(w * xhat)) + ct_z for elements x of z, where scale_factor
+// has been moved out of w and its means into `rstd`.
+template <class T, class At>
+__device__ void store_gradients(const Arguments<T>& a, int64_t start, const At& at, bool vector,
+                                Acc<T> rstd, const Acc<T> (&x)[kVector<T>],
                                 const Acc<T> (&ct)[kVector<T>], const Acc<T> (&scale)[kVector<T>],
-                                const Packed<T, kVector<T>>& ct_z, const SumPair<Acc<T>>& means) {
+                                const Packed<T, kVector<T>>& ct_z, const Across<T>& across) {
   constexpr int N = kVector<T>;
   Acc<T> dz[N], d[N];
   unpack(ct_z, dz);
 #pragma unroll
-  for (int e = 0; e < N; ++e) {
-    dz[e] += rstd * (ct[e] * scale[e] - means.first - xhat[e] * means.second);
-  }
+  for (int e = 0; e < N; ++e) dz[e] += rstd * (ct[e] * scale[e] - across(x[e]));
   if (a.d_identity) {
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = a.identity_scale * dz[e];
@@ -103,29 +129,28 @@ __device__ void store_gradients(const Arguments<T>& a, int64_t start, const Span
 }
 
 // scale for one pack; scale_factor is left to whoever uses it.
-template <class T>
-__device__ void load_scale(const Arguments<T>& a, int64_t group_start, const Span& at, bool vector,
+template <class T, class At, class How>
+__device__ void load_scale(const Arguments<T>& a, int64_t group_start, const At& at, How how,
                            Acc<T> (&scale)[kVector<T>]) {
-  if (a.scale) return load_parameter(a.scale + group_start, at, vector, scale);
+  if (a.scale) return load_parameter(a.scale + group_start, at, how, scale);
 #pragma unroll
   for (int e = 0; e < kVector<T>; ++e) scale[e] = Acc<T>(1);
 }
 
 // Adds up what the teams of the block hold for one pack of columns, and leaves it at `start`.
-template <class T>
+template <class T, class At>
 __device__ void store_sums(const Arguments<T>& a, const Team& team, const Sums<Acc<T>>& sums,
-                           int64_t start, const Span& at, bool vector,
-                           Acc<T> (&d_scale)[kVector<T>], Acc<T> (&d_bias)[kVector<T>],
-                           Acc<T>* shared) {
+                           int64_t start, const At& at, bool vector, Acc<T> (&d_scale)[kVector<T>],
+                           Acc<T> (&d_bias)[kVector<T>], Acc<T>* shared) {
   if (sums.d_scale) {
     add_teams(team, d_scale, shared);
 #pragma unroll
     for (int e = 0; e < kVector<T>; ++e) d_scale[e] *= a.scale_factor;
-    if (team.index == 0) store(sums.d_scale + start, at, vector, pack<Acc<T>>(d_scale));
+    if (team.index == 0) store_columns(sums.d_scale + start, at, vector, d_scale);
   }
   if (sums.d_bias) {
     add_teams(team, d_bias, shared);
-    if (team.index == 0) store(sums.d_bias + start, at, vector, pack<Acc<T>>(d_bias));
+    if (team.index == 0) store_columns(sums.d_bias + start, at, vector, d_bias);
   }
 }
 

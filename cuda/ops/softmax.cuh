@@ -161,8 +161,8 @@ struct MaxSum {
 };
 
 // As for other monoids, but with one exponential: first the maximum, then the sum relative to it.
-template <class A>
-__device__ MaxSum<A> across_lanes(const MaxSum<A>& value, int lanes, int first = 1) {
+template <class A, class L>
+__device__ MaxSum<A> across_lanes(const MaxSum<A>& value, L lanes, int first = 1) {
   MaxSum<A> total = value;
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
@@ -216,9 +216,6 @@ __device__ A log_weight(A weight, A scale) {
   return scale * log(larger(A(1e-10), weight));
 }
 
-template <int N>
-constexpr uint32_t kAll = (1u << N) - 1;
-
 // Which of N elements count, a bit for each.
 template <int N>
 __device__ uint32_t read_mask(const uint8_t* mask) {
@@ -260,12 +257,6 @@ __device__ Packed<T, N> lowest_pack() {
   return pack<T>(x);
 }
 
-template <class A, int N>
-__device__ void hide_absent(uint32_t present, A (&z)[N], A hidden = -kInfinity<A>) {
-#pragma unroll
-  for (int e = 0; e < N; ++e) z[e] = present >> e & 1 ? z[e] : hidden;
-}
-
 // Adds the weights of a pack, and hides what of it does not count. Returns which elements do.
 template <class T, int N>
 __device__ uint32_t weigh(const Logits<T>& from, Acc<T> scale, int64_t element, Acc<T> (&z)[N]) {
@@ -277,7 +268,7 @@ __device__ uint32_t weigh(const Logits<T>& from, Acc<T> scale, int64_t element, 
   }
   if (!from.mask) return kAll<N>;
   const uint32_t present = read_mask<N>(from.mask + element);
-  hide_absent(present, z);
+  hide_absent(present, z, -kInfinity<Acc<T>>);
   return present;
 }
 
@@ -297,9 +288,12 @@ __device__ uint32_t logits_of(const Logits<T>& from, Acc<T> scale, const RowStar
   if constexpr (kPlain) return kAll<N>;
   if (from.bias) {
     const Acc<T>* const bias_row = from.bias + row.parameters;
-    const bool aligned = reinterpret_cast<uintptr_t>(bias_row + at) % 16 == 0;
     Acc<T> bias[N];
-    load_parameter(bias_row, Span{at, 1, row.width, 0, N}, aligned, bias);
+    if (reinterpret_cast<uintptr_t>(bias_row + at) % 16 == 0) {
+      load_parameter(bias_row, Span{at, 1, at + N}, true, bias);
+    } else {
+      load_parameter(bias_row, Part{at, kAll<N>}, row.width, bias);
+    }
 #pragma unroll
     for (int e = 0; e < N; ++e) z[e] += bias[e];
   }

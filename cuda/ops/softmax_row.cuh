@@ -109,7 +109,7 @@ struct LogitStream {
           if (pack < of.packs) {
             any |= read(pack, x[k], z[k]);
           } else {
-            hide_absent(0, z[k]);
+            hide_absent(0, z[k], -kInfinity<A>);
           }
         }
         found.template extend<T>(z);
@@ -184,14 +184,6 @@ struct StagePlan {
   int team() const { return blocks * threads; }
   Grid grid(int64_t rows) const { return {rows * blocks, threads, blocks, shared}; }
 };
-
-// Lets a kernel use all the shared memory, and large clusters.
-template <class K>
-Status load_staged(K* kernel) {
-  const Status status = load_with_dynamic_shared(kernel);
-  if (status != kSuccess || !compiled_for_90(kernel)) return status;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-}
 
 // `arrays` rows of so many bytes go side by side.
 template <class K>

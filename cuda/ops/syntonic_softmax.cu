@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kMaxThreads, K == 8 ? 1 : 2) softmax_rows(cons
       present[k] = logits_of<kPlain>(a.logits, scale, start, pack * N, x[k], z[k]);
     } else {
       present[k] = 0;
-      hide_absent(0, z[k]);
+      hide_absent(0, z[k], -kInfinity<A>);
     }
     any |= pack < packs ? present[k] : 0;
     if (!kPlain) take_max(own.max, z[k]);
@@ -283,8 +283,8 @@ Status load_syntonic_softmax(DType dtype) {
         status = load_kernels(softmax_rows<true, T, 2>, softmax_rows<true, T, 4>,
                               softmax_rows<false, T, 4>);
       }
-      if (status == kSuccess) status = load_staged(softmax_staged<true, T>);
-      if (status == kSuccess) status = load_staged(softmax_staged<false, T>);
+      if (status == kSuccess) status = load_large(softmax_staged<true, T>);
+      if (status == kSuccess) status = load_large(softmax_staged<false, T>);
     }
     return status;
   });

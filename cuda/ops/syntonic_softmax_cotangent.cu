@@ -89,7 +89,7 @@ Status load_kernels_of() {
       status = load_kernels(pull_rows<kPull, true, T, 2>, pull_rows<kPull, true, T, 4>,
                             pull_rows<kPull, false, T, 2>, pull_rows<kPull, false, T, 4>);
     }
-    if (status == kSuccess) status = load_staged(pull_staged<kPull, T>);
+    if (status == kSuccess) status = load_large(pull_staged<kPull, T>);
   }
   return status;
 }

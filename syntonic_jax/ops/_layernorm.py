@@ -221,16 +221,18 @@ def without_spread(reference: Callable[..., Sequence[Any]]) -> Callable[..., Any
 # each parameter: enough to fill the device, and little beside the data.
 _SCRATCH_ELEMENTS = 1 << 21
 _MAX_WORKERS = 2048
+# Where rows are no whole packs of 16 bytes, workers leave sums of a few stretches more in all.
+_MORE_PARTS = 7
 
 
 def scratch_size(z: Any) -> int:
     """Elements of scratch for the sums over the rows of z that one parameter gradient takes."""
     width = z.shape[-1]
     if not isinstance(width, int):  # a symbol of an export, which compares with no number
-        return _SCRATCH_ELEMENTS + width
+        return _SCRATCH_ELEMENTS + (1 + _MORE_PARTS) * width
     rows = z.size // width
     workers = min(_MAX_WORKERS, max(1, _SCRATCH_ELEMENTS // width))
-    return width * (min(workers, rows) if isinstance(rows, int) else workers)
+    return width * ((min(workers, rows) if isinstance(rows, int) else workers) + _MORE_PARTS)
 
 
 def _to_rows(parameter: Any, like: Any, groups: int) -> Any:
