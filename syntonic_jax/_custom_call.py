@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,15 +47,18 @@ mlir.register_lowering(_call_p, _lower_call)
 
 
 def _call(target, operands, results, *, batch_dims=0, rule=None, attributes) -> list[Any]:
+    """`operands` are {name: array}, `results` {name: (shape, dtype)}."""
     # The handlers read float64 and int32 attributes: numpy scalars fix the types.
     typed = {
         name: np.float64(value) if isinstance(value, float) else np.int32(value)
         for name, value in attributes.items()
     }
+    # And they find every array by its name.
+    typed |= {"operands": " ".join(operands), "results": " ".join(results)}
     return _call_p.bind(
-        *operands,
+        *operands.values(),
         target=target,
-        results=tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in results),
+        results=tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in results.values()),
         batch_dims=batch_dims,
         rule=rule,
         attributes=tuple(sorted(typed.items())),
@@ -63,13 +66,14 @@ def _call(target, operands, results, *, batch_dims=0, rule=None, attributes) -> 
 
 
 def elementwise_call(
-    target: str, operands: Sequence[Any], dtypes: Sequence[Any], /, **attributes: Any
+    target: str, operands: Mapping[str, Any], dtypes: Mapping[str, Any], /, **attributes: Any
 ) -> list[Any]:
     """An elementwise call: every dimension is a batch dimension.
 
     All operands and results have the shape of the first operand; `dtypes` are those of the results.
+    Both are by name.
     """
-    shape = operands[0].shape
+    shape = next(iter(operands.values())).shape
     static = all(isinstance(n, int) for n in shape)
     # The partitioner gathers a value that has batch dimensions only: one more, of one element.
     dims = [f"d{i}" for i in range(len(shape))] + ["one"]
@@ -78,8 +82,8 @@ def elementwise_call(
     )
     results = _call(
         target,
-        [x.reshape(*shape, 1) for x in operands],
-        [((*shape, 1), dtype) for dtype in dtypes],
+        {name: x.reshape(*shape, 1) for name, x in operands.items()},
+        {name: ((*shape, 1), dtype) for name, dtype in dtypes.items()},
         batch_dims=len(shape) if static else 0,
         rule=rule if static else None,
         attributes=attributes,
@@ -88,7 +92,7 @@ def elementwise_call(
 
 
 class Value(NamedTuple):
-    """An operand (`array` set) or a result (`dtype` set) of a row-wise call.
+    """An operand (`array` set) or a result (`dtype` set) of a row-wise call, by its name.
 
     The kinds, with G group dimensions and R row dimensions:
       row      [*G, *R, width]
@@ -102,6 +106,7 @@ class Value(NamedTuple):
       scratch  rank 1, `size` elements, the last result; dropped from what `row_call` returns
     """
 
+    name: str
     kind: str
     array: Any = None
     dtype: Any = None
@@ -112,7 +117,6 @@ def row_call(
     target: str,
     operands: Sequence[Value],
     results: Sequence[Value],
-    /,  # operands and results are names of attributes too
     *,
     groups: int,
     devices: int,
@@ -150,8 +154,8 @@ def row_call(
 
     out = _call(
         target,
-        [v.array.reshape(shape(v)) for v in operands],
-        [(shape(v), v.dtype) for v in results],
+        {v.name: v.array.reshape(shape(v)) for v in operands},
+        {v.name: (shape(v), v.dtype) for v in results},
         batch_dims=len(batch) if static else 0,
         rule=_row_rule(operands, results, batch, inner, tail, groups) if static else None,
         attributes=attributes,

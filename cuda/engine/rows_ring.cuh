@@ -68,10 +68,11 @@ class RowPacks {
       : team(team),
         width(width),
         begin(kWhole ? 0 : static_cast<int>(static_cast<unsigned>(first_row) * width % N)) {
-    if constexpr (kWhole) return;
+    if constexpr (!kWhole) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      present_ |= part<N>(first(k), begin, begin + width).present << k * N;
+      for (int k = 0; k < K; ++k) {
+        present_ |= part<N>(first(k), begin, begin + width).present << k * N;
+      }
     }
   }
 

@@ -10,6 +10,7 @@
 #include <ostream>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "core/types.h"
@@ -63,29 +64,80 @@ struct Array {
   bool present() const { return name != nullptr; }
 };
 
-// Reads the operands and results of one call, in their order. The first thing found wrong becomes
+// What the operands, or the results, of a call are called, in their order: the attributes
+// `operands` and `results`, words with a space between them.
+class Names {
+ public:
+  Names(std::string_view text) : text_(text) {}  // NOLINT: the attribute itself
+
+  size_t count() const {
+    size_t words = text_.empty() ? 0 : 1;
+    for (const char c : text_) words += c == ' ';
+    return words;
+  }
+
+  // The place of a name.
+  std::optional<size_t> find(std::string_view name) const {
+    size_t place = 0;
+    for (std::string_view rest = text_; !rest.empty(); ++place) {
+      if (first_of(rest) == name) return place;
+      drop_first(rest);
+    }
+    return std::nullopt;
+  }
+
+  std::string_view at(size_t place) const {
+    std::string_view rest = text_;
+    for (; place > 0; --place) drop_first(rest);
+    return first_of(rest);
+  }
+
+ private:
+  static std::string_view first_of(std::string_view rest) { return rest.substr(0, rest.find(' ')); }
+  static void drop_first(std::string_view& rest) {
+    rest.remove_prefix(std::min(rest.size(), first_of(rest).size() + 1));
+  }
+
+  std::string_view text_;
+};
+
+// Reads the operands and results of one call by their names. The first thing found wrong becomes
 // the error, and launch() then does not launch.
 class Call {
  public:
-  Call(const char* name, ffi::RemainingArgs operands, ffi::RemainingRets results)
-      : name_(name), operands_(operands), results_(results) {}
-
-  size_t result_count() const { return results_.size(); }
-
-  Array operand(const char* name) {
-    ffi::ErrorOr<ffi::AnyBuffer> buffer = operands_.get<ffi::AnyBuffer>(next_operand_++);
-    require(buffer.has_value(), "operand ", name, " is missing");
-    return buffer.has_value() ? floats(name, *buffer) : Array{};
+  Call(const char* name, ffi::RemainingArgs operands, ffi::RemainingRets results,
+       Names operand_names, Names result_names)
+      : name_(name),
+        operands_(operands),
+        results_(results),
+        operand_names_(operand_names),
+        result_names_(result_names) {
+    require(operand_names.count() == operands.size(), "names ", operand_names.count(),
+            " operands, got ", operands.size());
+    require(result_names.count() == results.size(), "names ", result_names.count(),
+            " results, got ", results.size());
   }
 
-  Array result(const char* name) {
-    const std::optional<ffi::AnyBuffer> buffer = next_result(name);
+  bool has_operand(const char* name) const { return operand_names_.find(name).has_value(); }
+  bool has_result(const char* name) const { return result_names_.find(name).has_value(); }
+
+  Array operand(const char* name) {
+    const std::optional<ffi::AnyBuffer> buffer = buffer_of_operand(name);
     return buffer ? floats(name, *buffer) : Array{};
   }
 
+  Array result(const char* name) {
+    const std::optional<ffi::AnyBuffer> buffer = buffer_of_result(name);
+    return buffer ? floats(name, *buffer) : Array{};
+  }
+
+  // Those that a call may be without.
+  Array optional_operand(const char* name) { return has_operand(name) ? operand(name) : Array{}; }
+  Array optional_result(const char* name) { return has_result(name) ? result(name) : Array{}; }
+
   // Of int32; its dtype says no more than the size of an element.
   Array integer_result(const char* name) {
-    const std::optional<ffi::AnyBuffer> buffer = next_result(name);
+    const std::optional<ffi::AnyBuffer> buffer = buffer_of_result(name);
     if (!buffer) return {};
     require(buffer->element_type() == ffi::S32, name, " must be int32");
     return array(name, *buffer, DType::f32, sizeof(int32_t));
@@ -94,15 +146,11 @@ class Call {
   // An operand of one of the types that numbers are not: truth values, labels. Its dtype means
   // nothing.
   Array operand_of(ffi::DataType type, const char* type_name, int item_size, const char* name) {
-    ffi::ErrorOr<ffi::AnyBuffer> buffer = operands_.get<ffi::AnyBuffer>(next_operand_++);
-    require(buffer.has_value(), "operand ", name, " is missing");
-    if (!buffer.has_value()) return Array{};
+    const std::optional<ffi::AnyBuffer> buffer = buffer_of_operand(name);
+    if (!buffer) return Array{};
     require(buffer->element_type() == type, name, " must be ", type_name);
     return array(name, *buffer, DType::f32, item_size);
   }
-
-  Array operand_if(bool present, const char* name) { return present ? operand(name) : Array{}; }
-  Array result_if(bool present, const char* name) { return present ? result(name) : Array{}; }
 
   template <typename... Parts>
   void require(bool holds, const Parts&... message) {
@@ -201,10 +249,12 @@ class Call {
   template <typename Launcher>
   ffi::Error launch(Stream stream, int64_t data_count, std::initializer_list<Array> sums,
                     const Launcher& launcher) {
-    require(next_operand_ == operands_.size(), "takes ", next_operand_, " operands, got ",
-            operands_.size());
-    require(next_result_ == results_.size(), "has ", next_result_, " results, got ",
-            results_.size());
+    for (size_t i = 0; i < operands_.size() && ok(); ++i) {
+      require(read_operands_ >> i & 1, "takes no operand ", operand_names_.at(i));
+    }
+    for (size_t i = 0; i < results_.size() && ok(); ++i) {
+      require(read_results_ >> i & 1, "has no result ", result_names_.at(i));
+    }
     if (error_.failure()) return error_;
     if (data_count > 0) return status(launcher());
     for (const Array& sum : sums) {
@@ -216,11 +266,20 @@ class Call {
   }
 
  private:
-  std::optional<ffi::AnyBuffer> next_result(const char* name) {
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> buffer = results_.get<ffi::AnyBuffer>(next_result_++);
-    require(buffer.has_value(), "result ", name, " is missing");
-    if (!buffer.has_value()) return std::nullopt;
-    return **buffer;
+  std::optional<ffi::AnyBuffer> buffer_of_operand(const char* name) {
+    const std::optional<size_t> place = operand_names_.find(name);
+    require(place.has_value(), "operand ", name, " is missing");
+    if (!place || !ok()) return std::nullopt;
+    read_operands_ |= uint64_t{1} << *place;
+    return *operands_.get<ffi::AnyBuffer>(*place);
+  }
+
+  std::optional<ffi::AnyBuffer> buffer_of_result(const char* name) {
+    const std::optional<size_t> place = result_names_.find(name);
+    require(place.has_value(), "result ", name, " is missing");
+    if (!place || !ok()) return std::nullopt;
+    read_results_ |= uint64_t{1} << *place;
+    return **results_.get<ffi::AnyBuffer>(*place);
   }
 
   Array floats(const char* name, const ffi::AnyBuffer& buffer) {
@@ -270,8 +329,10 @@ class Call {
   const char* name_;
   ffi::RemainingArgs operands_;
   ffi::RemainingRets results_;
-  size_t next_operand_ = 0;
-  size_t next_result_ = 0;
+  Names operand_names_;
+  Names result_names_;
+  uint64_t read_operands_ = 0;  // a bit for each
+  uint64_t read_results_ = 0;
   ffi::Error error_;
 };
 

@@ -6,12 +6,12 @@ namespace syntonic {
 namespace {
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               int32_t precision) {
-  Call call("syntonic_crystallize", operands, results);
+               Names operand_names, Names result_names, int32_t precision) {
+  Call call("syntonic_crystallize", operands, results, operand_names, result_names);
   call.in_range("precision", precision, 1, 1 << 20);
   const Array x = call.operand("x");
-  const bool value = call.result_count() == 1;
-  const Array y = call.result_if(value, "y");
+  const bool value = call.has_result("y");
+  const Array y = call.optional_result("y");
   const Array a = value ? Array{} : call.integer_result("a");
   const Array b = value ? Array{} : call.integer_result("b");
   for (const Array& array : {y, a, b}) call.has_shape_of(array, x);

@@ -31,20 +31,16 @@ int64_t groups_of(Call& call, const Array& parameter, const Channels& channels,
   return groups;
 }
 
-// Bits of the attribute `operands`.
-constexpr int32_t kScale = 1;
-constexpr int32_t kBias = 2;
-
 ffi::Error run_moments(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                       double epsilon, double scale_factor, int32_t given) {
-  Call call("syntonic_golden_batch_norm_moments", operands, results);
+                       Names operand_names, Names result_names, double epsilon,
+                       double scale_factor) {
+  Call call("syntonic_golden_batch_norm_moments", operands, results, operand_names, result_names);
   call.finite("epsilon", epsilon);
   call.finite("scale_factor", scale_factor);
   call.require(epsilon >= 0, "attribute epsilon must not be negative, got ", epsilon);
-  call.in_range("operands", given, 0, 3);
   const Array x = call.operand("x");
-  const Array scale = call.operand_if(given & kScale, "scale");
-  const Array bias = call.operand_if(given & kBias, "bias");
+  const Array scale = call.optional_operand("scale");
+  const Array bias = call.optional_operand("bias");
   const Array mean = call.result("mean");
   const Array low = call.result("low");
   const Array var = call.result("var");
@@ -84,8 +80,9 @@ ffi::Error run_moments(Stream stream, ffi::RemainingArgs operands, ffi::Remainin
                      [&] { return golden_batch_norm_moments(stream, arguments); });
 }
 
-ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  Call call("syntonic_golden_batch_norm_sums", operands, results);
+ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                    Names operand_names, Names result_names) {
+  Call call("syntonic_golden_batch_norm_sums", operands, results, operand_names, result_names);
   const Array x = call.operand("x");
   const Array mean = call.operand("mean");
   const Array low = call.operand("low");
@@ -124,8 +121,9 @@ ffi::Error run_sums(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRe
                      [&] { return golden_batch_norm_sums(stream, arguments); });
 }
 
-ffi::Error run_normalise(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  Call call("syntonic_golden_batch_norm_normalise", operands, results);
+ffi::Error run_normalise(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                         Names operand_names, Names result_names) {
+  Call call("syntonic_golden_batch_norm_normalise", operands, results, operand_names, result_names);
   const Array x = call.operand("x");
   const Array mean = call.operand("mean");
   const Array slope = call.operand("slope");
@@ -148,10 +146,9 @@ ffi::Error run_normalise(Stream stream, ffi::RemainingArgs operands, ffi::Remain
                      [&] { return golden_batch_norm_normalise(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(
-    kRunMoments, run_moments,
-    execute().Attr<double>("epsilon").Attr<double>("scale_factor").Attr<int32_t>("operands"),
-    {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunMoments, run_moments,
+                       execute().Attr<double>("epsilon").Attr<double>("scale_factor"),
+                       {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunSums, run_sums, execute(), {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunNormalise, run_normalise, execute(),
                        {ffi::Traits::kCmdBufferCompatible});

@@ -5,8 +5,9 @@
 namespace syntonic {
 namespace {
 
-ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  Call call("syntonic_golden_gelu", operands, results);
+ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+               Names operand_names, Names result_names) {
+  Call call("syntonic_golden_gelu", operands, results, operand_names, result_names);
   const Array x = call.operand("x");
   const Array y = call.result("y");
   call.has_shape_of(y, x);
@@ -20,11 +21,12 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   return call.launch(stream, x.count, {}, [&] { return golden_gelu(stream, arguments); });
 }
 
-ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  Call call("syntonic_golden_gelu_cotangent", operands, results);
+ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                         Names operand_names, Names result_names) {
+  Call call("syntonic_golden_gelu_cotangent", operands, results, operand_names, result_names);
   const Array x = call.operand("x");
-  const Array ct = call.operand("ct");
-  const Array dx = call.result("dx");
+  const Array ct = call.operand("ct_y");
+  const Array dx = call.result("d_x");
   call.has_shape_of(ct, x);
   call.has_shape_of(dx, x);
   call.has_dtype(dx, x.dtype);

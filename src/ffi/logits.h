@@ -6,13 +6,6 @@
 
 namespace syntonic {
 
-// Bits of the attribute `operands`, and of `results` of the cotangents.
-constexpr int32_t kBias = 1;
-constexpr int32_t kWeights = 2;
-constexpr int32_t kMask = 4;
-constexpr int32_t kDZ = 1;
-constexpr int32_t kDBias = 2;
-
 // The shape of x: [..., width], or with `planes` [..., width, inner], in as many groups as the
 // parameters have rows.
 inline Planes planes_of(Call& call, const Array& x, bool planes, const Array& bias,
@@ -45,13 +38,13 @@ inline Planes planes_of(Call& call, const Array& x, bool planes, const Array& bi
 
 // The parts of the logits, the first operands of a call. `first` is what the first of them is
 // called.
-inline SoftmaxLogits read_logits(Call& call, const char* first, int32_t given, bool planes) {
+inline SoftmaxLogits read_logits(Call& call, const char* first, bool planes) {
   const Array x = call.operand(first);
-  const Array bias = call.operand_if(given & kBias, "bias");
-  const Array weights = call.operand_if(given & kWeights, "weights");
-  const Array scale = call.operand_if(given & kWeights, "scale");
+  const Array bias = call.optional_operand("bias");
+  const Array weights = call.optional_operand("weights");
+  const Array scale = weights.present() ? call.operand("scale") : Array{};
   const Array mask =
-      given & kMask ? call.operand_of(ffi::DataType::PRED, "bool", 1, "mask") : Array{};
+      call.has_operand("mask") ? call.operand_of(ffi::DataType::PRED, "bool", 1, "mask") : Array{};
   for (const Array& array : {weights, mask}) call.has_shape_of(array, x);
   call.has_dtype(weights, x.dtype);
   return {

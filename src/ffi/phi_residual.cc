@@ -6,15 +6,16 @@ namespace syntonic {
 namespace {
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               double sum_scale, double residual_scale, int32_t activation) {
-  Call call("syntonic_phi_residual", operands, results);
+               Names operand_names, Names result_names, double sum_scale, double residual_scale,
+               int32_t activation) {
+  Call call("syntonic_phi_residual", operands, results, operand_names, result_names);
   call.finite("sum_scale", sum_scale);
   call.finite("residual_scale", residual_scale);
   call.in_range("activation", activation, 0, 3);
   const Array identity = call.operand("identity");
   const Array residual = call.operand("residual");
   const Array y = call.result("y");
-  const Array z = call.result_if(call.result_count() > 1, "z");
+  const Array z = call.optional_result("z");
   for (const Array& array : {residual, y, z}) call.has_shape_of(array, identity);
   for (const Array& array : {residual, z}) call.has_dtype(array, identity.dtype);
   const PhiResidual arguments{
@@ -32,23 +33,18 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   return call.launch(stream, identity.count, {}, [&] { return phi_residual(stream, arguments); });
 }
 
-// Bits of the attribute `results`.
-constexpr int32_t kDIdentity = 1;
-constexpr int32_t kDResidual = 2;
-
 ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                         double identity_scale, double residual_scale, int32_t activation,
-                         int32_t wanted) {
-  Call call("syntonic_phi_residual_cotangent", operands, results);
+                         Names operand_names, Names result_names, double identity_scale,
+                         double residual_scale, int32_t activation) {
+  Call call("syntonic_phi_residual_cotangent", operands, results, operand_names, result_names);
   call.finite("identity_scale", identity_scale);
   call.finite("residual_scale", residual_scale);
   call.in_range("activation", activation, 0, 3);
-  call.in_range("results", wanted, 1, 3);
   const bool saves = activation != static_cast<int32_t>(Activation::none);
-  const Array saved = call.operand_if(saves, "saved");
+  const Array saved = saves ? call.operand("saved") : Array{};
   const Array ct = call.operand("ct");
-  const Array d_identity = call.result_if(wanted & kDIdentity, "d_identity");
-  const Array d_residual = call.result_if(wanted & kDResidual, "d_residual");
+  const Array d_identity = call.optional_result("d_identity");
+  const Array d_residual = call.optional_result("d_residual");
   const DType dtype = d_identity.present() ? d_identity.dtype : d_residual.dtype;
   const bool may_be_y = activation == static_cast<int32_t>(Activation::relu);
   for (const Array& array : {saved, d_identity, d_residual}) call.has_shape_of(array, ct);
@@ -79,8 +75,7 @@ XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
                        execute()
                            .Attr<double>("identity_scale")
                            .Attr<double>("residual_scale")
-                           .Attr<int32_t>("activation")
-                           .Attr<int32_t>("results"),
+                           .Attr<int32_t>("activation"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_phi_residual>, initialize_by_operand());
 // The operands of the cotangent may all be of the type of y.

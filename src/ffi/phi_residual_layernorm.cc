@@ -5,31 +5,22 @@
 namespace syntonic {
 namespace {
 
-// Bits of the attribute `operands`.
-constexpr int32_t kScale = 1;
-constexpr int32_t kBias = 2;
-// Bits of the attribute `results`.
-constexpr int32_t kZ = 1;
-constexpr int32_t kStatistics = 2;
-
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               double sum_scale, double residual_scale, double epsilon, double scale_factor,
-               int32_t given, int32_t wanted) {
-  Call call("syntonic_phi_residual_layernorm", operands, results);
+               Names operand_names, Names result_names, double sum_scale, double residual_scale,
+               double epsilon, double scale_factor) {
+  Call call("syntonic_phi_residual_layernorm", operands, results, operand_names, result_names);
   call.finite("sum_scale", sum_scale);
   call.finite("residual_scale", residual_scale);
   call.finite("epsilon", epsilon);
   call.finite("scale_factor", scale_factor);
   call.require(epsilon >= 0, "attribute epsilon must not be negative, got ", epsilon);
-  call.in_range("operands", given, 0, 3);
-  call.in_range("results", wanted, 0, 3);
   const Array identity = call.operand("identity");
   const Array residual = call.operand("residual");
-  const Array scale = call.operand_if(given & kScale, "scale");
-  const Array bias = call.operand_if(given & kBias, "bias");
+  const Array scale = call.optional_operand("scale");
+  const Array bias = call.optional_operand("bias");
   const Array y = call.result("y");
-  const Array z = call.result_if(wanted & kZ, "z");
-  const Array statistics = call.result_if(wanted & kStatistics, "statistics");
+  const Array z = call.optional_result("z");
+  const Array statistics = call.optional_result("statistics");
   for (const Array& array : {residual, y, z}) call.has_shape_of(array, identity);
   for (const Array& array : {residual, z}) call.has_dtype(array, identity.dtype);
   const Rows rows = call.rows(identity, {scale, bias});
@@ -55,32 +46,25 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
                      [&] { return phi_residual_layernorm(stream, arguments); });
 }
 
-// Bits of the attributes `operands` and `results` of the cotangent.
-constexpr int32_t kCtZ = 2;
-constexpr int32_t kDIdentity = 1;
-constexpr int32_t kDResidual = 2;
-constexpr int32_t kDScale = 4;
-constexpr int32_t kDBias = 8;
-
 ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                         double identity_scale, double residual_scale, double scale_factor,
-                         int32_t given, int32_t wanted) {
-  Call call("syntonic_phi_residual_layernorm_cotangent", operands, results);
+                         Names operand_names, Names result_names, double identity_scale,
+                         double residual_scale, double scale_factor) {
+  Call call("syntonic_phi_residual_layernorm_cotangent", operands, results, operand_names,
+            result_names);
   call.finite("identity_scale", identity_scale);
   call.finite("residual_scale", residual_scale);
   call.finite("scale_factor", scale_factor);
-  call.in_range("operands", given, 0, 3);
-  call.in_range("results", wanted, 1, 15);
   const Array z = call.operand("z");
   const Array statistics = call.operand("statistics");
-  const Array scale = call.operand_if(given & kScale, "scale");
+  const Array scale = call.optional_operand("scale");
   const Array ct_y = call.operand("ct_y");
-  const Array ct_z = call.operand_if(given & kCtZ, "ct_z");
-  const Array d_identity = call.result_if(wanted & kDIdentity, "d_identity");
-  const Array d_residual = call.result_if(wanted & kDResidual, "d_residual");
-  const Array d_scale = call.result_if(wanted & kDScale, "d_scale");
-  const Array d_bias = call.result_if(wanted & kDBias, "d_bias");
-  const Array scratch = call.result_if(wanted & (kDScale | kDBias), "scratch");
+  const Array ct_z = call.optional_operand("ct_z");
+  const Array d_identity = call.optional_result("d_identity");
+  const Array d_residual = call.optional_result("d_residual");
+  const Array d_scale = call.optional_result("d_scale");
+  const Array d_bias = call.optional_result("d_bias");
+  const bool sums = d_scale.present() || d_bias.present();
+  const Array scratch = sums ? call.result("scratch") : Array{};
   const DType acc = accumulation(z.dtype);
   for (const Array& array : {ct_y, ct_z, d_identity, d_residual}) call.has_shape_of(array, z);
   for (const Array& array : {ct_z, d_identity, d_residual}) call.has_dtype(array, z.dtype);
@@ -117,17 +101,13 @@ XLA_FFI_DEFINE_HANDLER(kRun, run,
                            .Attr<double>("sum_scale")
                            .Attr<double>("residual_scale")
                            .Attr<double>("epsilon")
-                           .Attr<double>("scale_factor")
-                           .Attr<int32_t>("operands")
-                           .Attr<int32_t>("results"),
+                           .Attr<double>("scale_factor"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
                        execute()
                            .Attr<double>("identity_scale")
                            .Attr<double>("residual_scale")
-                           .Attr<double>("scale_factor")
-                           .Attr<int32_t>("operands")
-                           .Attr<int32_t>("results"),
+                           .Attr<double>("scale_factor"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_phi_residual_layernorm>,
                        initialize_by_operand());

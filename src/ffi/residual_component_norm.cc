@@ -5,8 +5,9 @@
 namespace syntonic {
 namespace {
 
-ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  Call call("syntonic_sum_of_squares", operands, results);
+ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+               Names operand_names, Names result_names) {
+  Call call("syntonic_sum_of_squares", operands, results, operand_names, result_names);
   const Array x = call.operand("x");
   const Array sums = call.result("sums");
   const Array scratch = call.result("scratch");
@@ -26,8 +27,9 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
   return call.launch(stream, x.count, {sums}, [&] { return sum_of_squares(stream, arguments); });
 }
 
-ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  Call call("syntonic_sum_of_squares_cotangent", operands, results);
+ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                         Names operand_names, Names result_names) {
+  Call call("syntonic_sum_of_squares_cotangent", operands, results, operand_names, result_names);
   const Array x = call.operand("x");
   const Array first = call.operand("first");
   const Array second = call.operand("second");

@@ -14,16 +14,14 @@ Array read_labels(Call& call, const SoftmaxLogits& logits) {
 }
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               int32_t given, int32_t ignored, int32_t statistics) {
-  Call call("syntonic_cross_entropy", operands, results);
-  call.in_range("operands", given, 0, 7);
+               Names operand_names, Names result_names, int32_t ignored) {
+  Call call("syntonic_cross_entropy", operands, results, operand_names, result_names);
   call.in_range("ignored", ignored, std::numeric_limits<int32_t>::min(), 0);
-  call.in_range("statistics", statistics, 0, 1);
-  const SoftmaxLogits logits = read_logits(call, "x", given, false);
+  const SoftmaxLogits logits = read_logits(call, "x", false);
   const Array labels = read_labels(call, logits);
   const Array loss = call.result("loss");
-  const Array max = call.result_if(statistics, "max");
-  const Array log_sum = call.result_if(statistics, "log_sum");
+  const Array max = call.optional_result("max");
+  const Array log_sum = max.present() ? call.result("log_sum") : Array{};
   for (const Array& array : {loss, max, log_sum}) has_rows_of(call, array, logits);
   const SyntonicCrossEntropy arguments{
       .logits = logits,
@@ -38,18 +36,16 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
 }
 
 ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                         int32_t given, int32_t wanted) {
-  Call call("syntonic_cross_entropy_cotangent", operands, results);
-  call.in_range("operands", given, 0, 7);
-  call.in_range("results", wanted, 1, 3);
-  const SoftmaxLogits logits = read_logits(call, "x", given, false);
+                         Names operand_names, Names result_names) {
+  Call call("syntonic_cross_entropy_cotangent", operands, results, operand_names, result_names);
+  const SoftmaxLogits logits = read_logits(call, "x", false);
   const Array labels = read_labels(call, logits);
   const Array max = call.operand("max");
   const Array log_sum = call.operand("log_sum");
   const Array ct = call.operand("ct");
-  const Array d_z = call.result_if(wanted & kDZ, "d_z");
-  const Array d_bias = call.result_if(wanted & kDBias, "d_bias");
-  const Array scratch = call.result_if(wanted & kDBias, "scratch");
+  const Array d_z = call.optional_result("d_z");
+  const Array d_bias = call.optional_result("d_bias");
+  const Array scratch = d_bias.present() ? call.result("scratch") : Array{};
   for (const Array& array : {max, log_sum, ct}) has_rows_of(call, array, logits);
   has_elements_of(call, d_z, logits);
   const int64_t partials = partials_of(call, d_bias, scratch, logits, "x");
@@ -69,12 +65,9 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
                      [&] { return syntonic_cross_entropy_cotangent(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(
-    kRun, run,
-    execute().Attr<int32_t>("operands").Attr<int32_t>("ignored").Attr<int32_t>("statistics"),
-    {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
-                       execute().Attr<int32_t>("operands").Attr<int32_t>("results"),
+XLA_FFI_DEFINE_HANDLER(kRun, run, execute().Attr<int32_t>("ignored"),
+                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent, execute(),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_syntonic_cross_entropy>,
                        initialize_by_operand());

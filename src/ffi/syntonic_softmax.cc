@@ -6,16 +6,14 @@ namespace syntonic {
 namespace {
 
 ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-               int32_t given, int32_t inner, int32_t log, int32_t statistics) {
-  Call call("syntonic_softmax", operands, results);
-  call.in_range("operands", given, 0, 7);
+               Names operand_names, Names result_names, int32_t inner, int32_t log) {
+  Call call("syntonic_softmax", operands, results, operand_names, result_names);
   call.in_range("inner", inner, 0, 1);
   call.in_range("log", log, 0, 1);
-  call.in_range("statistics", statistics, 0, 1);
-  const SoftmaxLogits logits = read_logits(call, "x", given, inner);
+  const SoftmaxLogits logits = read_logits(call, "x", inner);
   const Array y = call.result("y");
-  const Array max = call.result_if(statistics, "max");
-  const Array log_sum = call.result_if(statistics, "log_sum");
+  const Array max = call.optional_result("max");
+  const Array log_sum = max.present() ? call.result("log_sum") : Array{};
   has_elements_of(call, y, logits);
   for (const Array& array : {max, log_sum}) has_rows_of(call, array, logits);
   const SyntonicSoftmax arguments{
@@ -30,21 +28,18 @@ ffi::Error run(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets re
 }
 
 ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                         int32_t given, int32_t inner, int32_t log, int32_t wanted) {
-  Call call("syntonic_softmax_cotangent", operands, results);
-  call.in_range("operands", given, 0, 7);
+                         Names operand_names, Names result_names, int32_t inner) {
+  Call call("syntonic_softmax_cotangent", operands, results, operand_names, result_names);
   call.in_range("inner", inner, 0, 1);
-  call.in_range("log", log, 0, 1);
-  call.in_range("results", wanted, 1, 3);
-  call.require(log || (given & ~kMask) == 0,
-               "attribute operands must be 0 or 4 for a softmax, got ", given);
-  SoftmaxLogits logits = read_logits(call, log ? "x" : "y", given, inner);
-  const Array max = call.operand_if(log, "max");
-  const Array log_sum = call.operand_if(log, "log_sum");
+  const bool log = call.has_operand("x");
+  SoftmaxLogits logits = read_logits(call, log ? "x" : "y", inner);
+  call.require(log || (!logits.bias && !logits.weights), "takes no bias and no weights beside y");
+  const Array max = log ? call.operand("max") : Array{};
+  const Array log_sum = log ? call.operand("log_sum") : Array{};
   const Array ct = call.operand("ct");
-  const Array d_z = call.result_if(wanted & kDZ, "d_z");
-  const Array d_bias = call.result_if(wanted & kDBias, "d_bias");
-  const Array scratch = call.result_if(wanted & kDBias, "scratch");
+  const Array d_z = call.optional_result("d_z");
+  const Array d_bias = call.optional_result("d_bias");
+  const Array scratch = d_bias.present() ? call.result("scratch") : Array{};
   for (const Array& array : {ct, d_z}) has_elements_of(call, array, logits);
   for (const Array& array : {max, log_sum}) has_rows_of(call, array, logits);
   const int64_t partials = partials_of(call, d_bias, scratch, logits, log ? "x" : "y");
@@ -68,19 +63,9 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
                      [&] { return syntonic_softmax_cotangent(stream, arguments); });
 }
 
-XLA_FFI_DEFINE_HANDLER(kRun, run,
-                       execute()
-                           .Attr<int32_t>("operands")
-                           .Attr<int32_t>("inner")
-                           .Attr<int32_t>("log")
-                           .Attr<int32_t>("statistics"),
+XLA_FFI_DEFINE_HANDLER(kRun, run, execute().Attr<int32_t>("inner").Attr<int32_t>("log"),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent,
-                       execute()
-                           .Attr<int32_t>("operands")
-                           .Attr<int32_t>("inner")
-                           .Attr<int32_t>("log")
-                           .Attr<int32_t>("results"),
+XLA_FFI_DEFINE_HANDLER(kRunCotangent, run_cotangent, execute().Attr<int32_t>("inner"),
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kLoad, load_for_operand<load_syntonic_softmax>, initialize_by_operand());
 

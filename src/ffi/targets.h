@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -32,10 +33,16 @@ using StreamOfCall = NoStream;
 using StreamOfCall = ffi::PlatformStream<Stream>;
 #endif
 
-// What every execute handler is bound to before its attributes. The handlers only launch, so XLA
-// may record them into a command buffer (a CUDA graph).
+// What every execute handler is bound to before attributes of its own: the arrays, and what they
+// are called. The handlers only launch, so XLA may record them into a command buffer (a CUDA
+// graph).
 inline auto execute() {
-  return ffi::Ffi::BindExecute().Ctx<StreamOfCall>().RemainingArgs().RemainingRets();
+  return ffi::Ffi::BindExecute()
+      .Ctx<StreamOfCall>()
+      .RemainingArgs()
+      .RemainingRets()
+      .Attr<std::string_view>("operands")
+      .Attr<std::string_view>("results");
 }
 
 // The device of the call, by its number; one that is not known has none.

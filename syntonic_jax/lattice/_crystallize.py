@@ -317,8 +317,8 @@ def _upper_is_nearer(whole: Any, bits: Any, upper: Any, lower: Any, fraction: in
 def _kernel(x, *, precision, dtype, devices):
     if x.size == 0:
         return _reference(x, precision=precision, dtype=dtype)
-    results = [jnp.int32] * 2 if dtype is None else [dtype]
-    return elementwise_call("syntonic_crystallize", [x], results, precision=precision)
+    results = {"a": jnp.int32, "b": jnp.int32} if dtype is None else {"y": dtype}
+    return elementwise_call("syntonic_crystallize", {"x": x}, results, precision=precision)
 
 
 # `dtype` is that of the value; None asks for the coefficients instead.

@@ -2,7 +2,7 @@
 
 Rows are [*G, *R, width] and parameters [*G, width], G being the group dimensions
 (_batching.py). Parameters and statistics are in the accumulation type, and so are all results.
-`scale` and `bias` are sequences of one parameter, or of none.
+`scale` and `bias` are parameters, or None.
 
 What is kept of a row are its statistics [*G, *R, 3], the numbers shift, slope and rest by which
 
@@ -28,8 +28,8 @@ from .._numerics import in_two, settled, widen
 
 def layernorm(
     z: Any,
-    scale: Sequence[Any],
-    bias: Sequence[Any],
+    scale: Any,
+    bias: Any,
     epsilon: float,
     scale_factor: float,
     groups: int,
@@ -72,20 +72,20 @@ def on_cpu(reference: Callable[..., Any]) -> Callable[..., Any]:
 def cotangent_on_cpu(reference: Callable[..., Any]) -> Callable[..., Any]:
     """The form for a CPU of a reference that hands `ordinary` on to `layernorm_vjp`.
 
-    Its first operands are z and the statistics. A sum over rows takes as long there as its
+    The second of what is saved are the statistics. A sum over rows takes as long there as its
     arithmetic, of which ordinary rows need less.
     """
 
-    def form(*operands, devices, **params):
+    def form(saved, cotangents, devices, **params):
         if devices > 1:
-            return reference(*operands, **params)
-        shift, slope = operands[1][..., 0], operands[1][..., 1]
+            return reference(saved, cotangents, **params)
+        shift, slope = saved[1][..., 0], saved[1][..., 1]
         bound = 2.0 ** (jnp.finfo(slope.dtype).maxexp * 3 // 4)
         return lax.cond(
             (jnp.abs(shift) < bound).all() & (slope > 1 / bound).all(),
             functools.partial(reference, ordinary=True, **params),
             functools.partial(reference, **params),
-            *operands,
+            *(saved, cotangents),
         )
 
     return form
@@ -164,7 +164,7 @@ def layernorm_jvp(
     dz = dz * 0.25  # here: XLA would rather make the slope smaller, and then subnormal
     d_mean, d_deviation = (t.mean(-1, keepdims=True) for t in (dz, x_hat * dz))
     dx_hat = ((dz - d_mean) - x_hat * d_deviation) * slope
-    dy = _affine(dx_hat, scale, (), scale_factor, groups)
+    dy = _affine(dx_hat, scale, None, scale_factor, groups)
     if d_scale is not None:
         dy = dy + x_hat * (_to_rows(d_scale, z, groups) * scale_factor)
     if d_bias is not None:
@@ -192,7 +192,7 @@ def layernorm_vjp(
     d_scale = d_bias = None
     if ct_y is not None:
         ct_y = ct_y.astype(x_hat.dtype)
-        w = _affine(ct_y, scale, (), scale_factor, groups)
+        w = _affine(ct_y, scale, None, scale_factor, groups)
         across = w.mean(-1, keepdims=True) + x_hat * (w * x_hat).mean(-1, keepdims=True)
         # The slope of large rows has no quarter.
         dz = (w - across) * rstd if ordinary else (w - across) * 0.25 * slope
@@ -204,17 +204,12 @@ def layernorm_vjp(
     return dz, d_scale, d_bias
 
 
-def without_spread(reference: Callable[..., Sequence[Any]]) -> Callable[..., Any]:
+def without_spread(results: Sequence[Any]) -> Any:
     """Where a row has neither variance nor ε, and is divided by zero, for `checkify`.
 
-    Of a reference whose last residual are the statistics.
+    Of results the last of which are the statistics.
     """
-
-    def divides_by_zero(*operands, **params):
-        *_, statistics = reference(*operands, **params | {"residuals": True})
-        return jnp.isinf(_slope(statistics))
-
-    return divides_by_zero
+    return jnp.isinf(_slope(results[-1]))
 
 
 # Sums over rows are left in a scratch result by at most this many elements' worth of workers for
@@ -241,14 +236,12 @@ def _to_rows(parameter: Any, like: Any, groups: int) -> Any:
     return parameter.reshape(lead + (1,) * (like.ndim - groups - 1) + width)
 
 
-def _affine(x_hat: Any, scale: Sequence[Any], bias: Sequence[Any], scale_factor, groups) -> Any:
+def _affine(x_hat: Any, scale: Any, bias: Any, scale_factor, groups) -> Any:
     """scale · √t · x̂ + bias. √t comes first: scale · √t may be beyond the range."""
     y = x_hat if scale_factor == 1 else x_hat * scale_factor
-    for parameter in scale:
-        y = y * _to_rows(parameter, x_hat, groups)
-    for parameter in bias:
-        y = y + _to_rows(parameter, x_hat, groups)
-    return y
+    if scale is not None:
+        y = y * _to_rows(scale, x_hat, groups)
+    return y if bias is None else y + _to_rows(bias, x_hat, groups)
 
 
 def _unit(z: Any, epsilon: float) -> Any:

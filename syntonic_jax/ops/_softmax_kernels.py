@@ -25,7 +25,11 @@ def of_one_type(parts: Logits, *dtypes: Any) -> bool:
 def logit_values(parts: Logits) -> list[Value]:
     """The operands that a call begins with."""
     kinds = ("row", "parameter", "row", "scalar", "row")
-    return [Value(kind, part) for kind, part in zip(kinds, parts) if part is not None]
+    return [
+        Value(name, kind, part)
+        for name, kind, part in zip(parts._fields, kinds, parts)
+        if part is not None
+    ]
 
 
 def call(
@@ -33,7 +37,6 @@ def call(
     operands: Sequence[Value],
     results: Sequence[Value],
     form: Form,
-    /,  # operands and results are names of attributes too
     *,
     groups: int,
     devices: int,
@@ -61,7 +64,6 @@ def call(
         groups=groups,
         devices=devices,
         planes=bool(trailing),
-        operands=form.bias + 2 * form.weights + 4 * form.mask,
         **attributes,
     )
     return [whole(value, x) for value, x in zip(results, found)]
@@ -76,17 +78,19 @@ def cotangents(row: Any, inputs: tuple[bool, bool], form: Form) -> list[Value] |
     if row.size == 0 or (inputs[1] and form.trailing):
         return None
     accumulation = accumulation_dtype(row.dtype)
-    results = [Value("row", dtype=row.dtype)] * inputs[0]
+    results = [Value("d_z", "row", dtype=row.dtype)] * inputs[0]
     if inputs[1]:
         rows = row.size // row.shape[-1] + 3
-        results.append(Value("partial", dtype=accumulation))
-        results.append(Value("scratch", dtype=accumulation, size=scratch_size(row) + rows))
+        results.append(Value("d_bias", "partial", dtype=accumulation))
+        size = scratch_size(row) + rows
+        results.append(Value("scratch", "scratch", dtype=accumulation, size=size))
     return results
 
 
 def normalised_cotangent(
     target: str,
     reference: Any,
+    names: Sequence[str],
     operands: Sequence[Any],
     devices: int,
     params: Any,
@@ -94,7 +98,8 @@ def normalised_cotangent(
 ) -> Sequence[Any]:
     """The cotangent of a primitive of `_softmax.normalised_jvp`, by its kernel where it has one.
 
-    Behind the parts of the logits come numbers of rows, and a cotangent of the one or other shape.
+    Behind the parts of the logits come numbers of rows, and a cotangent of the one or other shape,
+    which are called `names`.
     """
     form, inputs = params["form"], params["inputs"]
     parts, others = form.split(operands)
@@ -110,11 +115,10 @@ def normalised_cotangent(
         return reference(*operands, **params)
     return call(
         target,
-        [*logit_values(parts), *map(Value, kinds, others)],
+        [*logit_values(parts), *map(Value, names, kinds, others)],
         results,
         form,
         groups=params["groups"],
         devices=devices,
-        results=inputs[0] + 2 * inputs[1],
         **attributes,
     )

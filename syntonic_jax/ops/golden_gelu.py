@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _activation, _check, _dispatch, _public
-from .._batching import batch_elementwise
-from .._custom_call import elementwise_call
 from .._numerics import widen
-from .._primitive import bind, define, forward_mode, transposes
+from .._operation import Input, Operation, Output
 
 # ---------------------------------------------------------------------------------- public
 
@@ -46,7 +44,7 @@ def _golden_gelu(x, dtype, implementation):
     _check.floating("golden_gelu", x=x)
     x = jnp.asarray(x)
     dtype = _check.result_dtype("golden_gelu", dtype, x.dtype)
-    (y,) = bind(golden_gelu_p, x, dtype=dtype, implementation=implementation)
+    (y,) = GOLDEN_GELU(x, dtype=dtype, implementation=implementation)
     return y
 
 
@@ -57,56 +55,28 @@ def _reference(x, *, dtype):
     return (_activation.apply("golden_gelu", widen(x)).astype(dtype),)
 
 
-def _tangent_reference(x, dx, *, dtype, inputs, outputs):
+def _tangent(saved, tangents, *, dtype):
+    (x,), (dx,) = saved, tangents
     dy = _activation.derivative("golden_gelu", widen(x)) * widen(dx)
     return (dy.astype(dtype),)
 
 
-def _cotangent_reference(x, ct, *, dtype, inputs, outputs):
+def _cotangent(saved, cotangents, *, dtype):
+    del dtype
+    (x,), (ct,) = saved, cotangents
     dx = _activation.derivative("golden_gelu", widen(x)) * ct.astype(widen(x).dtype)
     return (dx.astype(x.dtype),)
 
 
-# ------------------------------------------------------------------------------ primitives
+# ----------------------------------------------------------------------------- declaration
 
-
-def _kernel(x, *, dtype, devices):
-    if x.size == 0:
-        return _reference(x, dtype=dtype)
-    return elementwise_call("syntonic_golden_gelu", [x], [dtype])
-
-
-def _cotangent_kernel(x, ct, *, devices, **params):
-    if x.size == 0:
-        return _cotangent_reference(x, ct, **params)
-    return elementwise_call("syntonic_golden_gelu_cotangent", [x, ct], [x.dtype])
-
-
-golden_gelu_p = define("golden_gelu", _reference, operation="golden_gelu", kernel=_kernel)
-golden_gelu_tangent_p = define("golden_gelu_tangent", _tangent_reference, operation="golden_gelu")
-golden_gelu_cotangent_p = define(
-    "golden_gelu_cotangent",
-    _cotangent_reference,
-    operation="golden_gelu",
-    kernel=_cotangent_kernel,
+GOLDEN_GELU = Operation(
+    name="golden_gelu",
+    inputs=(Input("x"),),
+    outputs=(Output("y", dtype="dtype"),),
+    saved=("x",),
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    elementwise=True,
 )
-
-# ----------------------------------------------------------------------------------- rules
-
-
-def _jvp(primals, tangents, **params):
-    (x,), (dx,) = primals, tangents
-    y = bind(golden_gelu_p, x, **params)
-    return y, bind(golden_gelu_tangent_p, x, dx, inputs=(True,), outputs=(True,), **params)
-
-
-forward_mode(golden_gelu_p, _jvp)
-transposes(
-    golden_gelu_tangent_p,
-    golden_gelu_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    reach=((True,),),
-)
-for _primitive in (golden_gelu_p, golden_gelu_tangent_p, golden_gelu_cotangent_p):
-    batch_elementwise(_primitive)

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
-from .._batching import batch_rows, masked
-from .._custom_call import Value, row_call
 from .._numerics import accumulation_dtype, widen
-from .._primitive import bind, define, forward_mode, is_zero, transposes
+from .._operation import Input, Operation, Output
 from ..modes import GoldenNormMode
 from ._layernorm import (
     cotangent_on_cpu,
@@ -110,17 +108,14 @@ def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, im
     accumulation = accumulation_dtype(x.dtype)
     parameters = [jnp.asarray(p) for p in given.values()]
     merge = merge_of(x, axes)
-    (y,) = bind(
-        golden_layer_norm_p,
+    prepared = {k: merge.parameter(jnp.asarray(p)).astype(accumulation) for k, p in given.items()}
+    (y,) = LAYER_NORM(
         merge.array(x),
-        *(merge.parameter(p).astype(accumulation) for p in parameters),
-        has_scale=scale is not None,
-        has_bias=bias is not None,
+        prepared.get("scale"),
+        prepared.get("bias"),
         epsilon=epsilon,
         scale_factor=scale_factor,
         dtype=_check.result_dtype(name, dtype, x.dtype),
-        residuals=False,
-        groups=0,
         implementation=implementation,
     )
     return merge.restore(y, spec_of_formula(merge, x, parameters) if len(axes) > 1 else None)
@@ -131,160 +126,63 @@ def _golden_layer_norm(x, scale, bias, axis, epsilon, target_variance, dtype, im
 # The layer norm of rows itself, shared with phi_residual_layernorm, is in _layernorm.py.
 
 
-def _reference(
-    x, *parameters, has_scale, has_bias, epsilon, scale_factor, dtype, residuals, groups,
-    one_cpu=False,
-):  # fmt: skip
-    scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
-    results = layernorm(
+def _reference(x, scale, bias, *, epsilon, scale_factor, dtype, groups, one_cpu=False):
+    return layernorm(
         x, scale, bias, epsilon, scale_factor, groups, dtype, of=x.dtype, one_cpu=one_cpu
     )
-    return results[: 1 + residuals]
 
 
-def _tangent_reference(
-    x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs
-):
-    scale, tangents = operands[:has_scale], iter(operands[has_scale:])
-    dx, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
+def _tangent(saved, tangents, *, scale_factor, dtype, groups):
+    x, statistics, scale = saved
+    dx, d_scale, d_bias = tangents
     dx = jnp.zeros_like(widen(x)) if dx is None else widen(dx)
     dy, d_statistics = layernorm_jvp(
         x, statistics, scale, dx, d_scale, d_bias, scale_factor, groups
     )
-    return tuple(r for r, wanted in zip((dy.astype(dtype), d_statistics), outputs) if wanted)
+    return dy.astype(dtype), d_statistics
 
 
-def _cotangent_reference(
-    x, statistics, *operands, has_scale, scale_factor, dtype, groups, inputs, outputs,
-    ordinary=False,
-):  # fmt: skip
+def _cotangent(saved, cotangents, *, scale_factor, dtype, groups, ordinary=False):
     del dtype
-    scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_statistics = [next(cotangents) if o else None for o in outputs]
+    x, statistics, scale = saved
+    ct_y, ct_statistics = cotangents
     dx, d_scale, d_bias = layernorm_vjp(
         x, statistics, scale, ct_y, ct_statistics, scale_factor, groups, ordinary
     )
-    return tuple(r for r, i in zip((dx.astype(x.dtype), d_scale, d_bias), inputs) if i)
+    return dx.astype(x.dtype), d_scale, d_bias
 
 
-# ------------------------------------------------------------------------------ primitives
+# ----------------------------------------------------------------------------- declaration
 
 
-def _kernel(x, *parameters, devices, **params):
-    if x.size == 0:
-        return _reference(x, *parameters, **params)
-    accumulation = accumulation_dtype(x.dtype)
-    return row_call(
-        "syntonic_golden_layer_norm",
-        [Value("row", x)] + [Value("parameter", p) for p in parameters],
-        [Value("row", dtype=params["dtype"])]
-        + [Value("statistics", dtype=accumulation, size=3)] * params["residuals"],
-        groups=params["groups"],
-        devices=devices,
-        epsilon=params["epsilon"],
-        scale_factor=params["scale_factor"],
-        operands=params["has_scale"] + 2 * params["has_bias"],
-        residuals=int(params["residuals"]),
-    )
+def _attributes(*, epsilon, scale_factor, **_):
+    return {"epsilon": epsilon, "scale_factor": scale_factor}
 
 
-def _cotangent_kernel(x, statistics, *operands, devices, **params):
-    inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
-    # Cotangents of the statistics come only with second derivatives.
-    if x.size == 0 or outputs != (True, False):
-        return _cotangent_reference(x, statistics, *operands, **params)
-    accumulation = accumulation_dtype(x.dtype)
-    sums = sum(inputs[1:])
-    results = [Value("row", dtype=x.dtype)] * inputs[0]
-    results += [Value("partial", dtype=accumulation)] * sums
-    if sums:
-        results.append(Value("scratch", dtype=accumulation, size=scratch_size(x) * sums))
-    return row_call(
-        "syntonic_golden_layer_norm_cotangent",
-        [Value("row", x), Value("statistics", statistics, size=3)]
-        + [Value("parameter", p) for p in operands[:has_scale]]
-        + [Value("row", operands[has_scale])],
-        results,
-        groups=params["groups"],
-        devices=devices,
-        scale_factor=params["scale_factor"],
-        operands=int(has_scale),
-        results=sum(bit << i for i, bit in enumerate(inputs)),
-    )
+def _cotangent_attributes(*, scale_factor, **_):
+    return {"scale_factor": scale_factor}
 
 
-golden_layer_norm_p = define(
-    "golden_layer_norm",
-    _reference,
-    operation="golden_layer_norm",
-    kernel=_kernel,
-    on_cpu=on_cpu(_reference),
-    divides_by_zero=without_spread(_reference),
+LAYER_NORM = Operation(
+    name="golden_layer_norm",
+    inputs=(
+        Input("x"),
+        Input("scale", "parameter", reaches=("y",)),
+        Input("bias", "parameter", reaches=("y",)),
+    ),
+    outputs=(
+        Output("y", dtype="dtype"),
+        Output("statistics", "statistics", dtype="accumulation", size=3, inner=True),
+    ),
+    saved=("x", "statistics", "scale"),
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    attributes=_attributes,
+    cotangent_attributes=_cotangent_attributes,
+    forward_only=("epsilon",),
+    scratch=scratch_size,
+    on_cpu=on_cpu,
+    cotangent_on_cpu=cotangent_on_cpu,
+    divides_by_zero=without_spread,
 )
-golden_layer_norm_tangent_p = define(
-    "golden_layer_norm_tangent", _tangent_reference, operation="golden_layer_norm"
-)
-golden_layer_norm_cotangent_p = define(
-    "golden_layer_norm_cotangent",
-    _cotangent_reference,
-    operation="golden_layer_norm",
-    kernel=_cotangent_kernel,
-    on_cpu=cotangent_on_cpu(_cotangent_reference),
-)
-
-# ----------------------------------------------------------------------------------- rules
-
-
-def _jvp(primals, tangents, *, has_bias, epsilon, residuals, **params):
-    y, statistics = bind(
-        golden_layer_norm_p,
-        *primals,
-        has_bias=has_bias,
-        epsilon=epsilon,
-        residuals=True,
-        **params,
-    )
-    has_scale = params["has_scale"]
-    present = iter([not is_zero(t) for t in tangents])
-    tangents = bind(
-        golden_layer_norm_tangent_p,
-        *(primals[0], statistics),
-        *primals[1 : 1 + has_scale],
-        *(t for t in tangents if not is_zero(t)),
-        inputs=tuple(exists and next(present) for exists in (True, has_scale, has_bias)),
-        outputs=(True, residuals),
-        **params,
-    )
-    return [y, statistics][: 1 + residuals], tangents
-
-
-_INPUT_KINDS = ("row", "parameter", "parameter")
-_OUTPUT_KINDS = ("row", "row")
-
-
-def _kinds(*, has_scale, has_bias, **_):
-    return ["row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
-
-
-def _tangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "row"] + ["parameter"] * has_scale
-    return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
-
-
-def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "row"] + ["parameter"] * has_scale
-    return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
-
-
-forward_mode(golden_layer_norm_p, _jvp)
-transposes(
-    golden_layer_norm_tangent_p,
-    golden_layer_norm_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    # Scale and bias reach y only.
-    reach=((True, True), (True, False), (True, False)),
-)
-batch_rows(golden_layer_norm_p, _kinds)
-batch_rows(golden_layer_norm_tangent_p, _tangent_kinds)
-batch_rows(golden_layer_norm_cotangent_p, _cotangent_kinds)

@@ -295,8 +295,8 @@ def _kernel(identity, residual, *, mode, activation, dtype, residuals, devices):
     keeps_sum = residuals and _keeps_sum(activation, dtype, identity.dtype)
     return elementwise_call(
         "syntonic_phi_residual",
-        [identity, residual],
-        [dtype, identity.dtype] if keeps_sum else [dtype],
+        {"identity": identity, "residual": residual},
+        {"y": dtype, "z": identity.dtype} if keeps_sum else {"y": dtype},
         sum_scale=mode.sum_scale,
         residual_scale=mode.residual_scale,
         activation=_activation.code(activation),
@@ -313,18 +313,20 @@ def _cotangent_kernel(*operands, devices, **params):
     # plain sum takes as it is has the cotangent itself for a gradient.
     gradients = {1.0: ct} if activation is None and ct.dtype == data_dtype else {}
     missing = set(asked).difference(gradients)
-    wanted = scales[0] in missing, scales[1] in missing and scales[1] != scales[0]
-    if any(wanted):
+    wanted = {"d_identity": scales[0], "d_residual": scales[1]}
+    wanted = {name: scale for name, scale in wanted.items() if scale in missing}
+    if scales[0] == scales[1]:
+        wanted.pop("d_residual", None)
+    if wanted:
         results = elementwise_call(
             "syntonic_phi_residual_cotangent",
-            operands,
-            [data_dtype] * sum(wanted),
+            dict(zip(("saved", "ct") if activation else ("ct",), operands, strict=True)),
+            dict.fromkeys(wanted, data_dtype),
             identity_scale=scales[0],
             residual_scale=scales[1],
             activation=_activation.code(activation),
-            results=wanted[0] + 2 * wanted[1],
         )
-        gradients.update(zip((s for s, w in zip(scales, wanted) if w), results))
+        gradients.update(zip(wanted.values(), results))
     return [gradients[scale] for scale in asked]
 
 

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
-from .._batching import batch_rows, masked
-from .._custom_call import Value, row_call
 from .._numerics import accumulation_dtype, round_to, widen
-from .._primitive import bind, define, forward_mode, is_zero, transposes
+from .._operation import Input, Operation, Output
 from ..modes import GoldenNormMode, PhiResidualMode, check_mode
 from ._layernorm import (
     cotangent_on_cpu,
@@ -118,20 +116,17 @@ def _phi_residual_layernorm(
         )
     _check.parameter(name, identity.shape[-1:], **given)
     accumulation = accumulation_dtype(data_dtype)
-    y, *z = bind(
-        phi_residual_layernorm_p,
+    prepared = {k: jnp.asarray(p).astype(accumulation) for k, p in given.items()}
+    y, *z = RESIDUAL_LAYER_NORM(
         identity,
         jnp.asarray(residual, data_dtype),
-        *(jnp.asarray(p).astype(accumulation) for p in given.values()),
-        has_scale=scale is not None,
-        has_bias=bias is not None,
+        prepared.get("scale"),
+        prepared.get("bias"),
+        outputs=("z",) if return_sum else (),
         mode=mode,
         epsilon=epsilon,
         scale_factor=scale_factor,
         dtype=_check.result_dtype(name, dtype, data_dtype),
-        return_sum=return_sum,
-        residuals=False,
-        groups=0,
         implementation=implementation,
     )
     return (y, *z) if return_sum else y
@@ -143,186 +138,92 @@ def _phi_residual_layernorm(
 
 
 def _reference(
-    identity, residual, *parameters, has_scale, has_bias, mode, epsilon, scale_factor, dtype,
-    return_sum, residuals, groups, one_cpu=False,
-):  # fmt: skip
+    identity, residual, scale, bias, *, mode, epsilon, scale_factor, dtype, groups, one_cpu=False
+):
     z = round_to(golden_sum(identity, residual, mode), identity.dtype)
     if one_cpu:  # once for all that reads it; elsewhere jet would round its series with it
         z = z.astype(identity.dtype)
-    scale, bias = parameters[:has_scale], parameters[has_scale : has_scale + has_bias]
     y, statistics = layernorm(
         z, scale, bias, epsilon, scale_factor, groups, dtype, of=identity.dtype, one_cpu=one_cpu
     )
-    results = (y, z.astype(identity.dtype), statistics)
-    return results if residuals else results[: 1 + return_sum]
+    return y, z.astype(identity.dtype), statistics
 
 
-def _tangent_reference(
-    z, statistics, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs
-):
-    scale, tangents = operands[:has_scale], iter(operands[has_scale:])
-    d_identity, d_residual, d_scale, d_bias = [next(tangents) if i else None for i in inputs]
+def _tangent(saved, tangents, *, mode, scale_factor, dtype, groups):
+    z, statistics, scale = saved
+    *branches, d_scale, d_bias = tangents
     dz = jnp.zeros_like(widen(z))
-    for d, coefficient in zip((d_identity, d_residual), branch_scales(mode)):
+    for d, coefficient in zip(branches, branch_scales(mode)):
         if d is not None:
             dz = dz + coefficient * widen(d)
     dy, d_statistics = layernorm_jvp(
         z, statistics, scale, dz, d_scale, d_bias, scale_factor, groups
     )
-    results = (dy.astype(dtype), dz.astype(z.dtype), d_statistics)
-    return tuple(r for r, wanted in zip(results, outputs) if wanted)
+    return dy.astype(dtype), dz.astype(z.dtype), d_statistics
 
 
-def _cotangent_reference(
-    z, statistics, *operands, has_scale, mode, scale_factor, dtype, groups, inputs, outputs,
-    ordinary=False,
-):  # fmt: skip
-    scale, cotangents = operands[:has_scale], iter(operands[has_scale:])
-    ct_y, ct_z, ct_statistics = [next(cotangents) if o else None for o in outputs]
+def _cotangent(saved, cotangents, *, mode, scale_factor, dtype, groups, ordinary=False):
+    del dtype
+    z, statistics, scale = saved
+    ct_y, ct_z, ct_statistics = cotangents
     dz, d_scale, d_bias = layernorm_vjp(
         z, statistics, scale, ct_y, ct_statistics, scale_factor, groups, ordinary
     )
     if ct_z is not None:
         dz = dz + widen(ct_z)
     branches = [(coefficient * dz).astype(z.dtype) for coefficient in branch_scales(mode)]
-    return tuple(r for r, i in zip((*branches, d_scale, d_bias), inputs) if i)
+    return *branches, d_scale, d_bias
 
 
-# ------------------------------------------------------------------------------ primitives
+# ----------------------------------------------------------------------------- declaration
 
 
-def _kernel(identity, residual, *parameters, devices, **params):
-    if identity.size == 0:
-        return _reference(identity, residual, *parameters, **params)
-    has_scale, has_bias, mode = params["has_scale"], params["has_bias"], params["mode"]
-    accumulation = accumulation_dtype(identity.dtype)
-    keep_sum = params["return_sum"] or params["residuals"]
-    results = [Value("row", dtype=params["dtype"])]
-    results += [Value("row", dtype=identity.dtype)] * keep_sum
-    results += [Value("statistics", dtype=accumulation, size=3)] * params["residuals"]
-    return row_call(
-        "syntonic_phi_residual_layernorm",
-        [Value("row", identity), Value("row", residual)]
-        + [Value("parameter", p) for p in parameters],
-        results,
-        groups=params["groups"],
-        devices=devices,
-        sum_scale=mode.sum_scale,
-        residual_scale=mode.residual_scale,
-        epsilon=params["epsilon"],
-        scale_factor=params["scale_factor"],
-        operands=has_scale + 2 * has_bias,
-        results=keep_sum + 2 * params["residuals"],
-    )
+def _attributes(*, mode, epsilon, scale_factor, **_):
+    return {
+        "sum_scale": mode.sum_scale,
+        "residual_scale": mode.residual_scale,
+        "epsilon": epsilon,
+        "scale_factor": scale_factor,
+    }
 
 
-def _cotangent_kernel(z, statistics, *operands, devices, **params):
-    inputs, outputs, has_scale = params["inputs"], params["outputs"], params["has_scale"]
-    # The kernel is for what a training step asks. Without a cotangent of y nothing is reduced;
-    # cotangents of the statistics come only with second derivatives.
-    if z.size == 0 or not outputs[0] or any(outputs[2:]):
-        return _cotangent_reference(z, statistics, *operands, **params)
-    identity_scale, residual_scale = branch_scales(params["mode"])
-    shared = identity_scale == residual_scale and inputs[0] and inputs[1]
-    wanted = (inputs[0], inputs[1] and not shared, *inputs[2:])  # one buffer serves both
-    accumulation = accumulation_dtype(z.dtype)
-    results = [Value("row", dtype=z.dtype)] * sum(wanted[:2])
-    results += [Value("partial", dtype=accumulation)] * sum(wanted[2:])
-    if any(wanted[2:]):
-        results.append(Value("scratch", dtype=accumulation, size=scratch_size(z) * sum(wanted[2:])))
-    scale, cotangents = operands[:has_scale], operands[has_scale:]
-    out = row_call(
-        "syntonic_phi_residual_layernorm_cotangent",
-        [Value("row", z), Value("statistics", statistics, size=3)]
-        + [Value("parameter", p) for p in scale]
-        + [Value("row", ct) for ct in cotangents],
-        results,
-        groups=params["groups"],
-        devices=devices,
-        identity_scale=identity_scale,
-        residual_scale=residual_scale,
-        scale_factor=params["scale_factor"],
-        operands=has_scale + 2 * outputs[1],
-        results=sum(bit << i for i, bit in enumerate(wanted)),
-    )
-    return [out[0], *out] if shared else out
+def _cotangent_attributes(*, mode, scale_factor, **_):
+    identity_scale, residual_scale = branch_scales(mode)
+    return {
+        "identity_scale": identity_scale,
+        "residual_scale": residual_scale,
+        "scale_factor": scale_factor,
+    }
 
 
-phi_residual_layernorm_p = define(
-    "phi_residual_layernorm",
-    _reference,
-    operation="phi_residual_layernorm",
-    kernel=_kernel,
-    on_cpu=on_cpu(_reference),
-    divides_by_zero=without_spread(_reference),
+def _one_gradient(*, mode, **_) -> bool:
+    identity_scale, residual_scale = branch_scales(mode)
+    return identity_scale == residual_scale
+
+
+RESIDUAL_LAYER_NORM = Operation(
+    name="phi_residual_layernorm",
+    inputs=(
+        Input("identity"),
+        Input("residual"),
+        Input("scale", "parameter", reaches=("y",)),
+        Input("bias", "parameter", reaches=("y",)),
+    ),
+    outputs=(
+        Output("y", dtype="dtype"),
+        Output("z"),
+        Output("statistics", "statistics", dtype="accumulation", size=3, inner=True),
+    ),
+    saved=("z", "statistics", "scale"),
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    attributes=_attributes,
+    cotangent_attributes=_cotangent_attributes,
+    forward_only=("epsilon",),
+    twins=_one_gradient,
+    scratch=scratch_size,
+    on_cpu=on_cpu,
+    cotangent_on_cpu=cotangent_on_cpu,
+    divides_by_zero=without_spread,
 )
-phi_residual_layernorm_tangent_p = define(
-    "phi_residual_layernorm_tangent", _tangent_reference, operation="phi_residual_layernorm"
-)
-phi_residual_layernorm_cotangent_p = define(
-    "phi_residual_layernorm_cotangent",
-    _cotangent_reference,
-    operation="phi_residual_layernorm",
-    kernel=_cotangent_kernel,
-    on_cpu=cotangent_on_cpu(_cotangent_reference),
-)
-
-# ----------------------------------------------------------------------------------- rules
-
-
-def _jvp(primals, tangents, *, has_bias, epsilon, return_sum, residuals, **params):
-    y, z, statistics = bind(
-        phi_residual_layernorm_p,
-        *primals,
-        has_bias=has_bias,
-        epsilon=epsilon,
-        return_sum=return_sum,
-        residuals=True,
-        **params,
-    )
-    count = 3 if residuals else 1 + return_sum
-    has_scale = params["has_scale"]
-    present = iter([not is_zero(t) for t in tangents])
-    exists = (True, True, has_scale, has_bias)
-    tangents = bind(
-        phi_residual_layernorm_tangent_p,
-        *(z, statistics),
-        *primals[2 : 2 + has_scale],
-        *(t for t in tangents if not is_zero(t)),
-        inputs=tuple(e and next(present) for e in exists),
-        outputs=tuple(i < count for i in range(3)),
-        **params,
-    )
-    return [y, z, statistics][:count], tangents
-
-
-_INPUT_KINDS = ("row", "row", "parameter", "parameter")
-_OUTPUT_KINDS = ("row", "row", "row")
-
-
-def _kinds(*, has_scale, has_bias, **_):
-    return ["row", "row"] + ["parameter"] * (has_scale + has_bias), _OUTPUT_KINDS
-
-
-def _tangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "row"] + ["parameter"] * has_scale
-    return residuals + masked(_INPUT_KINDS, inputs), masked(_OUTPUT_KINDS, outputs)
-
-
-def _cotangent_kinds(*, has_scale, inputs, outputs, **_):
-    residuals = ["row", "row"] + ["parameter"] * has_scale
-    return residuals + masked(_OUTPUT_KINDS, outputs), masked(_INPUT_KINDS, inputs)
-
-
-forward_mode(phi_residual_layernorm_p, _jvp)
-transposes(
-    phi_residual_layernorm_tangent_p,
-    phi_residual_layernorm_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    # Scale and bias reach y only.
-    reach=((True,) * 3, (True,) * 3, (True, False, False), (True, False, False)),
-)
-batch_rows(phi_residual_layernorm_p, _kinds)
-batch_rows(phi_residual_layernorm_tangent_p, _tangent_kinds)
-batch_rows(phi_residual_layernorm_cotangent_p, _cotangent_kinds)

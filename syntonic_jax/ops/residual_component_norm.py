@@ -199,10 +199,10 @@ def _kernel(x, *, coefficient, groups, devices):
     accumulation = accumulation_dtype(x.dtype)
     (sums,) = row_call(
         "syntonic_sum_of_squares",
-        [Value("vector", x)],
+        [Value("x", "vector", x)],
         [
-            Value("totals", dtype=accumulation, size=3),
-            Value("scratch", dtype=accumulation, size=_SCRATCH_ELEMENTS),
+            Value("sums", "totals", dtype=accumulation, size=3),
+            Value("scratch", "scratch", dtype=accumulation, size=_SCRATCH_ELEMENTS),
         ],
         groups=groups,
         devices=devices,
@@ -217,8 +217,12 @@ def _cotangent_kernel(x, norm, ct, *, coefficient, groups, devices, **masks):
     # Rows of one element: a value whose dimensions are all batch dimensions would be gathered.
     (dx,) = row_call(
         "syntonic_sum_of_squares_cotangent",
-        [Value("row", x[..., None]), Value("scalar", first), Value("scalar", second * ct)],
-        [Value("row", dtype=x.dtype)],
+        [
+            Value("x", "row", x[..., None]),
+            Value("first", "scalar", first),
+            Value("second", "scalar", second * ct),
+        ],
+        [Value("dx", "row", dtype=x.dtype)],
         groups=groups,
         devices=devices,
     )

@@ -317,15 +317,15 @@ def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
     if parts.x.size == 0 or form.trailing or not of_one_type(parts):
         params = {"form": form, "residuals": residuals, "ignored": ignored, "groups": groups}
         return _reference(*operands, **params)
-    number = Value("vector", dtype=accumulation_dtype(parts.x.dtype))
+    dtype = accumulation_dtype(parts.x.dtype)
+    names = ("loss", "max", "log_sum") if residuals else ("loss",)
     return call(
         "syntonic_cross_entropy",
-        [*logit_values(parts), Value("vector", labels)],
-        [number] * (1 + 2 * residuals),
+        [*logit_values(parts), Value("labels", "vector", labels)],
+        [Value(name, "vector", dtype=dtype) for name in names],
         form,
         groups=groups,
         devices=devices,
-        statistics=int(residuals),
         ignored=ignored or 0,  # it is no class
     )
 
@@ -334,7 +334,12 @@ def _cotangent_kernel(*operands, devices, **params):
     if params["form"].trailing:
         return _cotangent_reference(*operands, **params)
     return normalised_cotangent(
-        "syntonic_cross_entropy_cotangent", _cotangent_reference, operands, devices, params
+        "syntonic_cross_entropy_cotangent",
+        _cotangent_reference,
+        ("labels", "max", "log_sum", "ct"),
+        operands,
+        devices,
+        params,
     )
 
 

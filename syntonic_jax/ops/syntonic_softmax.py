@@ -240,15 +240,15 @@ def _log_cotangent_reference(*operands, form: Form, dtype, row_dtype, groups, in
 
 
 def _call(parts, form: Form, dtype, *, log, residuals=False, **where):
-    number = Value("vector", dtype=accumulation_dtype(dtype))
+    number = accumulation_dtype(dtype)
+    kept = [Value(name, "vector", dtype=number) for name in ("max", "log_sum")]
     return call(
         "syntonic_softmax",
         logit_values(parts),
-        [Value("row", dtype=dtype)] + [number] * (2 * residuals),
+        [Value("y", "row", dtype=dtype), *(kept if residuals else [])],
         form,
         inner=int(form.trailing > 0),
         log=log,
-        statistics=int(residuals),
         **where,
     )
 
@@ -270,19 +270,17 @@ def _log_kernel(*operands, devices, form: Form, dtype, residuals, groups):
 def _cotangent_kernel(y, *operands, devices, **params):
     form, inputs = params["form"], params["inputs"]
     results = cotangents(y, inputs, form)
-    ct = operands[form.mask]
+    *mask, ct = operands
     if results is None or {y.dtype, ct.dtype} != {params["row_dtype"]}:
         return _cotangent_reference(y, *operands, **params)
     return call(
         "syntonic_softmax_cotangent",
-        [Value("row", x) for x in (y, *operands)],
+        [Value("y", "row", y)] + [Value("mask", "row", m) for m in mask] + [Value("ct", "row", ct)],
         results,
         form._replace(bias=False, weights=False),
         groups=params["groups"],
         devices=devices,
         inner=int(form.trailing > 0),
-        log=0,
-        results=inputs[0] + 2 * inputs[1],
     )
 
 
@@ -290,11 +288,11 @@ def _log_cotangent_kernel(*operands, devices, **params):
     return normalised_cotangent(
         "syntonic_softmax_cotangent",
         _log_cotangent_reference,
+        ("max", "log_sum", "ct"),
         operands,
         devices,
         params,
         inner=int(params["form"].trailing > 0),
-        log=1,
     )
 
 

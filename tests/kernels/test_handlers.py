@@ -21,8 +21,7 @@ def changed(target, changes):
     operands, results, attributes = (
         {name: changes.get(name, value) for name, value in part.items()} for part in CALLS[target]
     )
-    if EXTRA in changes:
-        operands[EXTRA] = changes[EXTRA]
+    operands |= {name: changes[name] for name in (EXTRA, "y") if name in changes.keys() - results}
     return tuple(
         {name: value for name, value in part.items() if value is not None}
         for part in (operands, results, attributes)
@@ -36,13 +35,19 @@ def counting(array):
     return values.reshape(array.shape).astype(array.dtype)
 
 
-def run(target, operands, results, attributes):
-    """Calls the double with operands counting up from 1; returns {result: array}."""
+def run(target, operands, results, attributes, wrong=None):
+    """Calls the double with operands counting up from 1; returns {result: array}.
+
+    `wrong` are attributes by which a handler finds its arrays, where they are not right.
+    """
     call = jax.ffi.ffi_call(f"syntonic_{target}", tuple(results.values()))
     arrays = [
         array if isinstance(array, jax.Array) else counting(array) for array in operands.values()
     ]
-    values = call(*arrays, **{name: number(value) for name, value in attributes.items()})
+    attributes = {name: number(value) for name, value in attributes.items()}
+    names = {"operands": " ".join(operands), "results": " ".join(results)}
+    names |= wrong or {}
+    values = call(*arrays, **attributes, **names)
     return dict(zip(results, jax.block_until_ready(values), strict=True))
 
 
@@ -74,6 +79,34 @@ def test_right_call_fills_every_result(target):
 def test_wrong_call_is_refused(target, changes, message):
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"(?s)INVALID_ARGUMENT: .*{message}"):
         run(target, *changed(target, changes))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"operands": "identity"}, "names 1 operands, got 2"),
+        ({"results": "y z statistics"}, "names 3 results, got 2"),
+        ({"operands": "identity bias"}, "operand residual is missing"),
+        ({"operands": "identity identity"}, "operand residual is missing"),
+        ({"operands": ""}, "names 0 operands, got 2"),
+        ({"results": "y x"}, "has no result x"),
+        ({"results": "z x"}, "result y is missing"),
+    ],
+)
+def test_wrong_names_are_refused(names, message):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"(?s)INVALID_ARGUMENT: .*{message}"):
+        run("phi_residual", *CALLS["phi_residual"], names)
+
+
+def test_arrays_are_found_by_name():
+    """In whatever order they come."""
+    operands, results, attributes = CALLS["phi_residual"]
+    backward = dict(reversed(operands.items())), dict(reversed(results.items()))
+    expected = run("phi_residual", *CALLS["phi_residual"])
+    counted = {name: counting(array) for name, array in operands.items()}
+    found = run("phi_residual", {n: counted[n] for n in backward[0]}, backward[1], attributes)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 @pytest.mark.parametrize("target", CALLS)

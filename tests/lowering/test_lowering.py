@@ -53,8 +53,8 @@ def test_phi_residual(mode, activation, code):
     check_call(
         call,
         "syntonic_phi_residual",
-        ["6x4x8x1xbf16"] * 2,
-        ["6x4x8x1xbf16"],
+        dict.fromkeys(["identity", "residual"], "6x4x8x1xbf16"),
+        {"y": "6x4x8x1xbf16"},
         sum_scale=sum_scale,
         residual_scale=residual_scale,
         activation=code,
@@ -71,8 +71,8 @@ def test_phi_residual_layernorm(mode):
     # What is not asked for is not computed: y alone.
     (call,) = custom_calls(f, ROWS, ROWS)
     check_call(
-        call, target, [rows] * 2, [rows],
-        **common, epsilon=1e-5, scale_factor=1.0, operands=0, results=0,
+        call, target, {"identity": rows, "residual": rows}, {"y": rows},
+        **common, epsilon=1e-5, scale_factor=1.0,
     )  # fmt: skip
     (call,) = custom_calls(
         functools.partial(f, return_sum=True, epsilon=0.25, target_variance=4.0, dtype="float32"),
@@ -82,28 +82,32 @@ def test_phi_residual_layernorm(mode):
         PARAMETER,
     )
     check_call(
-        call, target, [rows] * 2 + ["8xf32"] * 2, ["6x4x8xf32", rows],
-        **common, epsilon=0.25, scale_factor=2.0, operands=3, results=1,
+        call, target,
+        {"identity": rows, "residual": rows, "scale": "8xf32", "bias": "8xf32"},
+        {"y": "6x4x8xf32", "z": rows},
+        **common, epsilon=0.25, scale_factor=2.0,
     )  # fmt: skip
     (call,) = custom_calls(lambda x, r, b: f(x, r, None, b), ROWS, ROWS, PARAMETER)
-    assert number(call.attributes["operands"]) == 2
+    assert list(call.named("operands")) == ["identity", "residual", "bias"]
 
 
 def test_golden_gelu():
     (call,) = custom_calls(functools.partial(golden_gelu, implementation="cuda"), ROWS)
-    check_call(call, "syntonic_golden_gelu", ["6x4x8x1xbf16"], ["6x4x8x1xbf16"])
+    rows = "6x4x8x1xbf16"
+    check_call(call, "syntonic_golden_gelu", {"x": rows}, {"y": rows})
 
 
 def test_crystallize():
     f = functools.partial(crystallize, implementation="cuda")
     (call,) = custom_calls(f, ROWS)
     rows = "6x4x8x1xbf16"
-    check_call(call, "syntonic_crystallize", [rows], [rows], precision=100)
+    check_call(call, "syntonic_crystallize", {"x": rows}, {"y": rows}, precision=100)
     (call,) = custom_calls(functools.partial(f, precision=7, dtype="float32"), ROWS)
-    check_call(call, "syntonic_crystallize", [rows], ["6x4x8x1xf32"], precision=7)
+    check_call(call, "syntonic_crystallize", {"x": rows}, {"y": "6x4x8x1xf32"}, precision=7)
     # The coefficients instead of the value: one call for both.
     (call,) = custom_calls(lambda x: GoldenArray.from_float(x, 7, implementation="cuda"), ROWS)
-    check_call(call, "syntonic_crystallize", [rows], ["6x4x8x1xi32"] * 2, precision=7)
+    coefficients = dict.fromkeys(["a", "b"], "6x4x8x1xi32")
+    check_call(call, "syntonic_crystallize", {"x": rows}, coefficients, precision=7)
     # Straight-through: the gradient is the cotangent.
     assert custom_calls(gradients(f, 0), ROWS)[1:] == []
 
@@ -163,13 +167,13 @@ def test_phi_residual_gradient(activation, code):
     # relu needs y alone, the others z.
     assert forward.results == [rows] * (1 if activation == "relu" else 2)
     check_call(
-        backward, "syntonic_phi_residual_cotangent", [rows] * 2, [rows] * 2,
-        identity_scale=1.0, residual_scale=PHI_INV, activation=code, results=3,
+        backward, "syntonic_phi_residual_cotangent",
+        {"saved": rows, "ct": rows}, {"d_identity": rows, "d_residual": rows},
+        identity_scale=1.0, residual_scale=PHI_INV, activation=code,
     )  # fmt: skip
-    for argnum in (0, 1):
+    for argnum, name in enumerate(["d_identity", "d_residual"]):
         _, backward = custom_calls(gradients(f, argnum), ROWS, ROWS)
-        assert backward.results == [rows]
-        assert number(backward.attributes["results"]) == 1 << argnum
+        assert backward.named("results") == {name: rows}
     # Equal gradients share a buffer.
     for mode in ("standard", "phi_symmetric"):
         _, backward = custom_calls(gradients(functools.partial(f, mode=mode), 0, 1), ROWS, ROWS)
@@ -190,19 +194,19 @@ def test_plain_sum_gradient():
     common |= {"identity_scale": 1.0, "residual_scale": PHI_INV}
     for argnums in ((0, 1), (1,)):
         (call,) = backward(*argnums)
-        check_call(call, target, [one], [one], **common, results=2)
+        check_call(call, target, {"ct": one}, {"d_residual": one}, **common)
     assert backward(0) == []
     assert backward(0, 1, mode="standard") == []
     # Equal gradients share a buffer.
     common["identity_scale"] = PHI_INV
     for argnums in ((0, 1), (0,), (1,)):
         (call,) = backward(*argnums, mode="phi_symmetric")
-        check_call(call, target, [one], [one], **common, results=1)
+        check_call(call, target, {"ct": one}, {"d_identity": one}, **common)
     # A cotangent of another type is none of these gradients.
     wide = "6x4x8x1xf32"
     common["identity_scale"] = 1.0
     (call,) = backward(0, 1, dtype="float32")
-    check_call(call, target, [wide], [one, one], **common, results=3)
+    check_call(call, target, {"ct": wide}, {"d_identity": one, "d_residual": one}, **common)
 
     # Transposed by one operand: for that alone.
     def transposed(ct):
@@ -210,7 +214,7 @@ def test_plain_sum_gradient():
         return jax.linear_transpose(of_identity, ROWS)(ct)
 
     call = custom_calls(transposed, jax.ShapeDtypeStruct(ROWS.shape, "float32"))[-1]
-    check_call(call, target, [wide], [one], **common, results=1)
+    check_call(call, target, {"ct": wide}, {"d_identity": one}, **common)
 
 
 def test_residual_component_norm_gradient():
@@ -218,8 +222,8 @@ def test_residual_component_norm_gradient():
     forward, backward = custom_calls(gradients(f, 0), ROWS)
     assert forward.target == "syntonic_sum_of_squares"
     rows = "6x4x8x1xbf16"
-    numbers = ["1xf32", "1xf32"]
-    check_call(backward, "syntonic_sum_of_squares_cotangent", [rows, *numbers], [rows])
+    operands = {"x": rows, "first": "1xf32", "second": "1xf32"}
+    check_call(backward, "syntonic_sum_of_squares_cotangent", operands, {"dx": rows})
     # For every example a norm of its own.
     forward, backward = custom_calls(jax.vmap(gradients(f, 0)), ROWS)
     assert forward.results[0] == "6x1x3xf32"
@@ -231,7 +235,9 @@ def test_golden_gelu_gradient():
     calls = custom_calls(gradients(f, 0), ROWS)
     # The derivative reads x alone: the forward call is left to XLA to drop.
     assert [call.target for call in calls][-1] == "syntonic_golden_gelu_cotangent"
-    check_call(calls[-1], "syntonic_golden_gelu_cotangent", ["6x4x8x1xbf16"] * 2, ["6x4x8x1xbf16"])
+    rows = "6x4x8x1xbf16"
+    operands = {"x": rows, "ct_y": rows}
+    check_call(calls[-1], "syntonic_golden_gelu_cotangent", operands, {"d_x": rows})
 
 
 @pytest.mark.parametrize("return_sum", [False, True])
@@ -240,31 +246,37 @@ def test_phi_residual_layernorm_gradient(return_sum):
     forward, backward = custom_calls(gradients(f, 0, 1, 2, 3), ROWS, ROWS, PARAMETER, PARAMETER)
     assert forward.target == "syntonic_phi_residual_layernorm"
     assert forward.results == ["6x4x8xbf16", "6x4x8xbf16", "6x4x3xf32"]
-    assert number(forward.attributes["results"]) == 3
+    assert list(forward.named("results")) == ["y", "z", "statistics"]
     rows, statistics = "1x1x24x8xbf16", "1x1x24x3xf32"
-    scratch = backward.results.pop()
-    assert re.fullmatch(r"\d+xf32", scratch)
+    results = backward.named("results")
+    assert re.fullmatch(r"\d+xf32", results["scratch"])
     check_call(
         backward,
         "syntonic_phi_residual_layernorm_cotangent",
-        [rows, statistics, "8xf32", rows] + [rows] * return_sum,
-        [rows, rows, "1x1x8xf32", "1x1x8xf32"],  # one partial sum on one device
+        {"z": rows, "statistics": statistics, "scale": "8xf32", "ct_y": rows}
+        | ({"ct_z": rows} if return_sum else {}),
+        {"d_identity": rows, "d_residual": rows}
+        | {"d_scale": "1x1x8xf32", "d_bias": "1x1x8xf32"}  # one partial sum on one device
+        | {"scratch": results["scratch"]},
         identity_scale=1.0,
         residual_scale=PHI_INV,
         scale_factor=2.0,
-        operands=1 + 2 * return_sum,
-        results=15,
     )
 
 
 def test_only_the_gradients_asked_for():
     f = functools.partial(layernorm, mode="standard")
     operands = ROWS, ROWS, PARAMETER, PARAMETER
-    for argnums, results in [((0,), 1), ((1,), 2), ((0, 1), 1), ((2,), 4), ((3,), 8), ((0, 3), 9)]:
+    for argnums, results in [
+        ((0,), ["d_identity"]),
+        ((1,), ["d_residual"]),
+        ((0, 1), ["d_identity"]),  # the gradients are equal
+        ((2,), ["d_scale", "scratch"]),  # for sums over rows
+        ((3,), ["d_bias", "scratch"]),
+        ((0, 3), ["d_identity", "d_bias", "scratch"]),
+    ]:
         _, backward = custom_calls(gradients(f, *argnums), *operands)
-        assert number(backward.attributes["results"]) == results
-        # Sums over rows bring a scratch buffer.
-        assert len(backward.results) == results.bit_count() + (results >= 4)
+        assert list(backward.named("results")) == results
 
 
 def test_kept_for_the_backward_pass():

@@ -20,6 +20,11 @@ class Call(NamedTuple):
     operands: list[str]  # types: "6x4x8xbf16"
     results: list[str]
 
+    def named(self, part: str) -> dict[str, str]:
+        """The types of its `operands` or `results` by their names."""
+        names = self.attributes[part].strip('"').split()
+        return dict(zip(names, getattr(self, part), strict=True))
+
 
 def stablehlo(f, *operands, platform="cuda", dialect="stablehlo") -> str:
     return jax.jit(f).trace(*operands).lower(lowering_platforms=(platform,)).as_text(dialect)
@@ -49,12 +54,13 @@ def number(attribute: str) -> float | int:
     return {"i32": int, "f64": float}[kind](value)
 
 
-def check_call(call: Call, target: str, operands: list, results: list, /, **attributes):
+def check_call(call: Call, target: str, operands: dict, results: dict, /, **attributes):
     assert call.target == target
-    assert call.operands == operands
-    assert call.results == results
-    assert {name: number(value) for name, value in call.attributes.items()} == attributes
-    types = {name: type(number(value)) for name, value in call.attributes.items()}
+    assert list(call.named("operands").items()) == list(operands.items())
+    assert list(call.named("results").items()) == list(results.items())
+    numbers = {k: number(v) for k, v in call.attributes.items() if k not in ("operands", "results")}
+    assert numbers == attributes
+    types = {name: type(value) for name, value in numbers.items()}
     assert types == {name: type(value) for name, value in attributes.items()}
 
 

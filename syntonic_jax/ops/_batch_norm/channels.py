@@ -192,7 +192,7 @@ def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
     least = _LEAST_WORKERS * channels
     # A symbolic number of channels compares with none; more than is needed does no harm.
     entries = max(_ENTRIES, least) if isinstance(channels, int) else _ENTRIES + least
-    return Value("scratch", dtype=dtype, size=entry * entries)
+    return Value("scratch", "scratch", dtype=dtype, size=entry * entries)
 
 
 def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups, **given):
@@ -210,14 +210,19 @@ def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups,
     channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
         "syntonic_golden_batch_norm_moments",
-        [Value("row", planes), *(Value("parameter", p.reshape(channels)) for p in operands)],
-        [Value("parts", dtype=dtype)] * 5 + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
+        [Value("x", "row", planes)]
+        + [
+            Value(name, "parameter", p.reshape(channels))
+            for name, p in (("scale", scale), ("bias", bias))
+            if p is not None
+        ],
+        [Value(name, "parts", dtype=dtype) for name in ("mean", "low", "var", "slope", "shift")]
+        + [_scratch(planes, groups, _MOMENTS_ENTRY, dtype)],
         groups=groups,
         devices=devices,
         planes=True,
         epsilon=epsilon,
         scale_factor=scale_factor,
-        operands=given["has_scale"] + 2 * given["has_bias"],
     )
     shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
     if found[0].shape[groups] == 1:
@@ -239,10 +244,14 @@ def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params)
     channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
         "syntonic_golden_batch_norm_sums",
-        [Value("row", planes)]
-        + [Value("parameter", p.reshape(channels)) for p in (mean, low)]
-        + [Value("row", ct.reshape(planes.shape))],
-        [Value("partial", dtype=dtype)] * 2 + [_scratch(planes, groups, _SUMS_ENTRY, dtype)],
+        [
+            Value("x", "row", planes),
+            Value("mean", "parameter", mean.reshape(channels)),
+            Value("low", "parameter", low.reshape(channels)),
+            Value("ct", "row", ct.reshape(planes.shape)),
+        ],
+        [Value(name, "partial", dtype=dtype) for name in ("sum", "product")]
+        + [_scratch(planes, groups, _SUMS_ENTRY, dtype)],
         groups=groups,
         devices=devices,
         planes=True,

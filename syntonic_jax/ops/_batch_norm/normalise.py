@@ -70,9 +70,13 @@ def _kernel(x, mean, *operands, devices, factors, has_shift, scale_factor, dtype
     channels = (*x.shape[:groups], planes.shape[-2])
     (y,) = row_call(
         "syntonic_golden_batch_norm_normalise",
-        [Value("row", planes)]
-        + [Value("parameter", v.reshape(channels)) for v in (mean, slope, shift)],
-        [Value("row", dtype=dtype)],
+        [
+            Value("x", "row", planes),
+            Value("mean", "parameter", mean.reshape(channels)),
+            Value("slope", "parameter", slope.reshape(channels)),
+            Value("shift", "parameter", shift.reshape(channels)),
+        ],
+        [Value("y", "row", dtype=dtype)],
         groups=groups,
         devices=devices,
         planes=True,
