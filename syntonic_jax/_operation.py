@@ -16,6 +16,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax.extend.core import Primitive
+
 from . import _batching
 from ._custom_call import Value, elementwise_call, row_call
 from ._numerics import accumulation_dtype
@@ -94,12 +96,12 @@ class Operation:
     cotangent_on_cpu: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     divides_by_zero: Callable[..., Any] | None = None
     elementwise: bool = False
-    primitive: Any = dataclasses.field(init=False)
+    primitives: tuple[Primitive, ...] = dataclasses.field(init=False)  # itself, its derivatives
 
     def __post_init__(self) -> None:
         if unknown := set(self.saved).difference(self._kinds):
             raise ValueError(f"{self.name}: saves {sorted(unknown)}, of {list(self._kinds)}")
-        object.__setattr__(self, "primitive", self._define())
+        object.__setattr__(self, "primitives", self._define())
 
     @functools.cached_property
     def _kinds(self) -> dict[str, str]:
@@ -111,7 +113,7 @@ class Operation:
         `outputs` names the results beside the first.
         """
         return bind(
-            self.primitive,
+            self.primitives[0],
             *(x for x in inputs if x is not None),
             given=tuple(x is not None for x in inputs),
             outputs=tuple(i == 0 or o.name in outputs for i, o in enumerate(self.outputs)),
@@ -120,8 +122,8 @@ class Operation:
 
     # ------------------------------------------------------------------------- primitives
 
-    def _define(self) -> Any:
-        """The primitives, of which the first is returned, and their rules."""
+    def _define(self) -> tuple[Primitive, ...]:
+        """The primitives and their rules."""
 
         def some_of(form, mask):
             return lambda *values, **params: _chosen(form(*values, **params), mask)
@@ -179,6 +181,7 @@ class Operation:
             kernel=cotangent_kernel,
             on_cpu=cotangent_on_cpu if self.cotangent_on_cpu else None,
         )
+        primitives = (primitive, tangent_primitive, cotangent_primitive)
         forward_mode(primitive, self._jvp(primitive, tangent_primitive))
         reach = tuple(
             tuple(i.reaches is None or o.name in i.reaches for o in self.outputs)
@@ -186,13 +189,13 @@ class Operation:
         )
         transposes(tangent_primitive, cotangent_primitive, tangent, cotangent, reach)
         if self.elementwise:
-            for each in (primitive, tangent_primitive, cotangent_primitive):
+            for each in primitives:
                 _batching.batch_elementwise(each)
         else:
             _batching.batch_rows(primitive, self._forward_kinds)
             _batching.batch_rows(tangent_primitive, self._tangent_kinds)
             _batching.batch_rows(cotangent_primitive, self._cotangent_kinds)
-        return primitive
+        return primitives
 
     def _jvp(self, primitive, tangent_primitive):
         def rule(primals, tangents, *, given, outputs, **params):
