@@ -99,12 +99,13 @@ def test_wrong_names_are_refused(names, message):
 
 
 def test_arrays_are_found_by_name():
-    """In whatever order they come."""
+    """In whatever order they come, which the numbers tell apart."""
     operands, results, attributes = CALLS["phi_residual"]
-    backward = dict(reversed(operands.items())), dict(reversed(results.items()))
-    expected = run("phi_residual", *CALLS["phi_residual"])
-    counted = {name: counting(array) for name, array in operands.items()}
-    found = run("phi_residual", {n: counted[n] for n in backward[0]}, backward[1], attributes)
+    given = {name: (i - 2) * counting(x) for i, (name, x) in enumerate(operands.items())}
+    expected = run("phi_residual", given, results, attributes)
+    assert not np.allclose(expected["y"], expected["z"])
+    reordered = dict(reversed(given.items())), dict(reversed(results.items()))
+    found = run("phi_residual", *reordered, attributes)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
 
