@@ -6,6 +6,8 @@ The environment is set before anything imports jax.
 import gc
 import os
 import random
+import shutil
+import tempfile
 import zlib
 
 DEVICES = "--xla_force_host_platform_device_count=8"
@@ -18,6 +20,13 @@ if os.environ.setdefault("SYNTONIC_TEST_SEED", "0") == "fresh":
 SEED = int(os.environ["SYNTONIC_TEST_SEED"])
 # jax filters the traceback of every exception, also of those that a test waits for.
 os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
+# A program that two tests share is compiled once in a run, not once a test and worker.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="syntonic-jax-tests-")
+    MADE_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"]
+else:
+    MADE_CACHE = None
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Tracing makes objects by the thousand: looking for cycles among them takes a tenth of its time.
 gc.set_threshold(20_000, 10, 10)
 
@@ -30,6 +39,11 @@ pytest.register_assert_rewrite("norm_range_check", "elementwise_range_check")
 
 def pytest_report_header(config):
     return f"random numbers: SYNTONIC_TEST_SEED={SEED} repeats them"
+
+
+def pytest_unconfigure():
+    if MADE_CACHE:
+        shutil.rmtree(MADE_CACHE, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("x64")]
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_precision_up_to_300(dtype, rng):
-    lattice_check.check_every_precision(dtype, rng, 300, "cuda")
+    lattice_check.check_every_precision(dtype, rng, 300)
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float32", 10**3), ("float64", 10**6)])

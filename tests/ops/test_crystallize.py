@@ -69,16 +69,9 @@ def test_every_precision_up_to_300(dtype, rng):
     assert len(sizes) == 1  # compiled once
 
 
-@pytest.mark.parametrize(
-    ("dtype", "most"),
-    [
-        ("float32", 60),
-        pytest.param("float32", 300, marks=pytest.mark.slow),
-        pytest.param("float64", 300, marks=pytest.mark.slow),
-    ],
-)
-def test_every_precision_by_the_kernels_function(dtype, most, rng, installed_double):
-    check_every_precision(dtype, rng, most, "cuda")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_precision_by_the_kernels_function(dtype, rng, installed_double):
+    check_every_precision(dtype, rng, 300)
 
 
 @pytest.mark.parametrize(

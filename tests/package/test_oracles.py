@@ -1,6 +1,5 @@
 """The oracles against each other: derivatives in closed form against differences of the values."""
 
-import ml_dtypes
 import numpy as np
 import oracles
 import oracles_norm

@@ -25,14 +25,19 @@ def assert_nearest(x, precision, a, b):
         assert tuple(map(int, point)) == expected, f"{number!r}, precision {precision}"
 
 
-def check_every_precision(dtype, rng, most, implementation):
-    """One program with a call for each."""
+def check_every_precision(dtype, rng, most):
+    """One program with a call of the handler for each: tracing as many searches takes minutes."""
     precisions = range(1, most + 1)
-    numbers = [oracles_lattice.difficult(rng, p, dtype, 12) for p in precisions]
+    numbers = [jnp.asarray(oracles_lattice.difficult(rng, p, dtype, 12)) for p in precisions]
+
+    def of_handler(x, precision):
+        integers = jax.ShapeDtypeStruct(x.shape, "int32")
+        call = jax.ffi.ffi_call("syntonic_crystallize", (integers, integers))
+        return call(x, precision=np.int32(precision), operands="x", results="a b")
 
     @jax.jit
     def search(numbers):
-        return [coefficients(x, p, implementation) for p, x in zip(precisions, numbers)]
+        return [of_handler(x, p) for p, x in zip(precisions, numbers)]
 
     for p, x, point in zip(precisions, numbers, search(numbers), strict=True):
         assert_nearest(x, p, *point)

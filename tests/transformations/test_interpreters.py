@@ -13,6 +13,7 @@ import pytest
 import transformations
 from jax import export
 from jax.experimental import multihost_utils, serialize_executable, sparse
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -73,8 +74,18 @@ def test_export_with_symbolic_rows_and_width(label, implementation, rng):
         battery.assert_same(call(*operands), expected)
 
 
+@pytest.fixture
+def no_cache():
+    """What was read from the cache of compiled programs is not stored again."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
 @pytest.mark.parametrize("label", battery.thinned(list(LABELLED), 5))
-def test_a_compiled_program_is_stored(label, implementation, rng):
+def test_a_compiled_program_is_stored(label, implementation, rng, no_cache):
     operation = LABELLED[label]
     operands = operation.operands(rng)
     lowered = jax.jit(operation.using(implementation)).lower(*operands)

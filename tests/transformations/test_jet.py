@@ -29,6 +29,9 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 OPERATIONS = every_operation.OPERATIONS
 ORDER = 3
+# Unoptimised, jax 0.10 computes the logits of a softmax anew where they are compared with their
+# largest. Rounded in another way none equals it, and jet's rule for a maximum divides 0 by 0.
+optimised = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "2"})
 # A derivative of order k has some k! terms, each a product of as many factors as a first one has
 # roundings; they may cancel.
 RTOL = math.factorial(ORDER) ** 2 * battery.RTOL
@@ -82,7 +85,7 @@ def expected_of(operation, order):
 def test_equals_nested_derivatives_of_the_formula(operation, implementation, rng):
     operands = operation.operands(rng)
     f = operation.using(implementation)
-    got = jax.jit(lambda *operands: taylor(f, operands, ORDER))(*operands)
+    got = optimised(lambda *operands: taylor(f, operands, ORDER))(*operands)
     battery.assert_same(got, expected_of(operation, ORDER)(*operands), RTOL)
 
 
@@ -96,7 +99,7 @@ def test_of_gradients(operation, implementation, rng):
 
     operands = operation.operands(rng)
     f = gradients(operation.using(implementation))
-    got = jax.jit(lambda *operands: taylor(f, operands, 2))(*operands)
+    got = optimised(lambda *operands: taylor(f, operands, 2))(*operands)
     reference = gradients(operation.reference)
     expected = jax.jit(lambda *operands: derivatives(reference, operands, 2))(*operands)
     battery.assert_same(got, expected, RTOL)
@@ -123,7 +126,7 @@ def test_types_and_first_terms_are_those_of_jvp(operation, dtype, implementation
     operands = operation.operands(rng, dtype)
     f = operation.using(implementation)
     tangents = [terms[0] for terms in coefficients(operands, 1)]
-    value, series = jax.jit(lambda *x: taylor(f, x, 1))(*operands)
+    value, series = optimised(lambda *x: taylor(f, x, 1))(*operands)
     expected, slopes = jax.jit(lambda *x: jax.jvp(f, x, tuple(tangents)))(*operands)
     assert jax.tree.map(jnp.result_type, series) == [[s.dtype] for s in jax.tree.leaves(slopes)]
     got = [*jax.tree.leaves(value), *(terms[0] for terms in series)]
