@@ -121,15 +121,13 @@ class RowPacks {
   uint32_t present_ = 0;  // of K packs, a bit for each element
 };
 
-// A parameter at the columns of a thread, held for all rows of a unit of work: in registers, or in
-// shared memory where these are too few. Where there is none it is `absent` everywhere.
-template <class A, int N, int K, bool kRegisters>
+// A parameter at the columns of a thread, held for all rows of a unit of work. Where there is none
+// it is `absent` everywhere.
+template <class A, int N, int K>
 class HeldParameter {
  public:
   template <class Packs>
-  __device__ HeldParameter(const A* parameter, int64_t start, A absent, const Packs& packs,
-                           uint4* shared)
-      : shared_(shared + threadIdx.x) {
+  __device__ HeldParameter(const A* parameter, int64_t start, A absent, const Packs& packs) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       A x[N];
@@ -139,31 +137,18 @@ class HeldParameter {
 #pragma unroll
         for (int e = 0; e < N; ++e) x[e] = absent;
       }
-      if constexpr (kRegisters) {
 #pragma unroll
-        for (int e = 0; e < N; ++e) held_[k][e] = x[e];
-      } else {
-        put(place(k), static_cast<int>(blockDim.x), pack<A>(x));
-      }
+      for (int e = 0; e < N; ++e) held_[k][e] = x[e];
     }
   }
 
   __device__ void read(int k, A (&x)[N]) const {
-    if constexpr (kRegisters) {
 #pragma unroll
-      for (int e = 0; e < N; ++e) x[e] = held_[k][e];
-    } else {
-      unpack(staged<A, N>(place(k), static_cast<int>(blockDim.x)), x);
-    }
+    for (int e = 0; e < N; ++e) x[e] = held_[k][e];
   }
 
  private:
-  __device__ uint4* place(int k) const {
-    return shared_ + k * static_cast<int>(N * sizeof(A) / 16 * blockDim.x);
-  }
-
-  A held_[kRegisters && K > 0 ? K : 1][N];
-  uint4* shared_;
+  A held_[K > 0 ? K : 1][N];
 };
 
 // In how many places of a pack rows begin.
@@ -264,7 +249,7 @@ __global__ void __launch_bounds__(Op::kThreads, Op::kBlocks)
     // All teams of the block make the same number of turns, `first` being the row of the first.
     int64_t first = course.first, row = first + team.index * course.apart;
     const int64_t end = course.end, next = course.step, step = R * next;
-    Op op(a, team, row, course.partial, dynamic + stages * R * Op::kPacks * a.pieces * ring.stride);
+    Op op(a, team, row, course.partial);
     const auto slot = [&](int turn, int r, int64_t row) {
       return ring.slot(turn * R + r, op.packs.first_pack(row));
     };
@@ -339,15 +324,13 @@ __global__ void __launch_bounds__(Op::kThreads, Op::kBlocks)
 }
 
 // Bytes of the ring of a kernel by this plan, of `rows` rows a turn, whose stages are cut to what
-// fits beside `held` pieces of each thread; 0 if not even the two fit that a ring needs.
+// fits; 0 if not even the two fit that a ring needs.
 template <class K>
-size_t fit_ring(RowPlan& plan, K* kernel, int rows, int pieces, int64_t row_bytes, int held = 0) {
+size_t fit_ring(RowPlan& plan, K* kernel, int rows, int pieces, int64_t row_bytes) {
   const int stride = ring_stride(plan.threads, plan.team, row_bytes);
   const size_t turn = sizeof(uint4) * rows * plan.packs * pieces * stride;
-  const size_t beside = sizeof(uint4) * held * plan.threads;
-  const size_t room = dynamic_shared_capacity(kernel);
-  plan.stages = beside > room ? 0 : std::min<int>(plan.stages, (room - beside) / turn);
-  return plan.stages < 2 ? 0 : plan.stages * turn + beside;
+  plan.stages = std::min<int>(plan.stages, dynamic_shared_capacity(kernel) / turn);
+  return plan.stages < 2 ? 0 : plan.stages * turn;
 }
 
 }  // namespace syntonic

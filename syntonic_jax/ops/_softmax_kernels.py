@@ -12,7 +12,7 @@ from typing import Any
 
 from .._custom_call import Value, row_call
 from .._numerics import accumulation_dtype
-from ._layernorm import scratch_size
+from ._norm_arithmetic import scratch_size
 from ._softmax import Form, Logits
 
 

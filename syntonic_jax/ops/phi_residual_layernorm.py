@@ -6,23 +6,12 @@ y = scale · √t · (z − mean(z)) / √(var(z) + ε) + bias over the last axi
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _check, _dispatch, _public
-from .._numerics import accumulation_dtype, round_to, widen
-from .._operation import Input, Operation, Output
+from .. import _check, _public
 from ..modes import GoldenNormMode, PhiResidualMode, check_mode
-from ._layernorm import (
-    cotangent_on_cpu,
-    layernorm,
-    layernorm_jvp,
-    layernorm_vjp,
-    on_cpu,
-    scratch_size,
-    without_spread,
-)
-from .phi_residual import branch_scales, golden_sum
+from ._layernorm import CENTRED
+from ._norm_rows import norm_of_sum, over_sum
 
 # ---------------------------------------------------------------------------------- public
 
@@ -98,132 +87,18 @@ def _phi_residual_layernorm(
     identity, residual, scale, bias, mode, epsilon, target_variance, return_sum, dtype,
     implementation,
 ):  # fmt: skip
-    name = "phi_residual_layernorm"
-    mode = check_mode(name, mode)
-    epsilon = _check.epsilon(name, epsilon)
-    scale_factor = _check.scale_factor(name, target_variance)
-    _dispatch.check_implementation(name, implementation)
-    _check.floating(name, identity=identity, residual=residual)
-    _check.same_shape(name, identity=identity, residual=residual)
-    given = {k: v for k, v in (("scale", scale), ("bias", bias)) if v is not None}
-    _check.floating(name, **given)
-    data_dtype = jnp.result_type(identity, residual)
-    identity = jnp.asarray(identity, data_dtype)
-    if identity.ndim == 0 or identity.shape[-1] == 0:
-        raise ValueError(
-            f"{name}: identity must have a last axis of at least one element to normalise over, "
-            f"got shape {identity.shape}"
-        )
-    _check.parameter(name, identity.shape[-1:], **given)
-    accumulation = accumulation_dtype(data_dtype)
-    prepared = {k: jnp.asarray(p).astype(accumulation) for k, p in given.items()}
-    y, *z = RESIDUAL_LAYER_NORM(
-        identity,
-        jnp.asarray(residual, data_dtype),
-        prepared.get("scale"),
-        prepared.get("bias"),
-        outputs=("z",) if return_sum else (),
+    return over_sum(
+        RESIDUAL_LAYER_NORM,
+        *(identity, residual, {"scale": scale, "bias": bias}),
         mode=mode,
         epsilon=epsilon,
-        scale_factor=scale_factor,
-        dtype=_check.result_dtype(name, dtype, data_dtype),
+        target_variance=target_variance,
+        return_sum=return_sum,
+        dtype=dtype,
         implementation=implementation,
     )
-    return (y, *z) if return_sum else y
-
-
-# ------------------------------------------------------------------------------- reference
-#
-# The layer norm of z itself, shared with golden_layer_norm, is in _layernorm.py.
-
-
-def _reference(
-    identity, residual, scale, bias, *, mode, epsilon, scale_factor, dtype, groups, one_cpu=False
-):
-    z = round_to(golden_sum(identity, residual, mode), identity.dtype)
-    if one_cpu:  # once for all that reads it; elsewhere jet would round its series with it
-        z = z.astype(identity.dtype)
-    y, statistics = layernorm(
-        z, scale, bias, epsilon, scale_factor, groups, dtype, of=identity.dtype, one_cpu=one_cpu
-    )
-    return y, z.astype(identity.dtype), statistics
-
-
-def _tangent(saved, tangents, *, mode, scale_factor, dtype, groups):
-    z, statistics, scale = saved
-    *branches, d_scale, d_bias = tangents
-    dz = jnp.zeros_like(widen(z))
-    for d, coefficient in zip(branches, branch_scales(mode)):
-        if d is not None:
-            dz = dz + coefficient * widen(d)
-    dy, d_statistics = layernorm_jvp(
-        z, statistics, scale, dz, d_scale, d_bias, scale_factor, groups
-    )
-    return dy.astype(dtype), dz.astype(z.dtype), d_statistics
-
-
-def _cotangent(saved, cotangents, *, mode, scale_factor, dtype, groups, ordinary=False):
-    del dtype
-    z, statistics, scale = saved
-    ct_y, ct_z, ct_statistics = cotangents
-    dz, d_scale, d_bias = layernorm_vjp(
-        z, statistics, scale, ct_y, ct_statistics, scale_factor, groups, ordinary
-    )
-    if ct_z is not None:
-        dz = dz + widen(ct_z)
-    branches = [(coefficient * dz).astype(z.dtype) for coefficient in branch_scales(mode)]
-    return *branches, d_scale, d_bias
 
 
 # ----------------------------------------------------------------------------- declaration
 
-
-def _attributes(*, mode, epsilon, scale_factor, **_):
-    return {
-        "sum_scale": mode.sum_scale,
-        "residual_scale": mode.residual_scale,
-        "epsilon": epsilon,
-        "scale_factor": scale_factor,
-    }
-
-
-def _cotangent_attributes(*, mode, scale_factor, **_):
-    identity_scale, residual_scale = branch_scales(mode)
-    return {
-        "identity_scale": identity_scale,
-        "residual_scale": residual_scale,
-        "scale_factor": scale_factor,
-    }
-
-
-def _one_gradient(*, mode, **_) -> bool:
-    identity_scale, residual_scale = branch_scales(mode)
-    return identity_scale == residual_scale
-
-
-RESIDUAL_LAYER_NORM = Operation(
-    name="phi_residual_layernorm",
-    inputs=(
-        Input("identity"),
-        Input("residual"),
-        Input("scale", "parameter", reaches=("y",)),
-        Input("bias", "parameter", reaches=("y",)),
-    ),
-    outputs=(
-        Output("y", dtype="dtype"),
-        Output("z"),
-        Output("statistics", "statistics", dtype="accumulation", size=3, inner=True),
-    ),
-    saved=("z", "statistics", "scale"),
-    reference=_reference,
-    tangent=_tangent,
-    cotangent=_cotangent,
-    attributes=_attributes,
-    cotangent_attributes=_cotangent_attributes,
-    forward_only=("epsilon",),
-    twins=_one_gradient,
-    scratch=scratch_size,
-    on_cpu=on_cpu,
-    cotangent_on_cpu=cotangent_on_cpu,
-    divides_by_zero=without_spread,
-)
+RESIDUAL_LAYER_NORM = norm_of_sum("phi_residual_layernorm", CENTRED)

@@ -22,7 +22,7 @@ from syntonic_jax import (
     syntonic_log_softmax,
     syntonic_softmax,
 )
-from syntonic_jax.ops import _layernorm
+from syntonic_jax.ops import _norm_arithmetic
 
 pytestmark = [pytest.mark.gpu, pytest.mark.sanitize]
 
@@ -120,7 +120,7 @@ def test_softmax_kernels(dtype, rng, x64):
 def test_many_turns(dtype, rng, x64, monkeypatch):
     """What takes turns: the rows of a worker, and the sums over rows that a block makes."""
     # Few workers: an H100 would have one for every row of arrays this small.
-    monkeypatch.setattr(_layernorm, "_MAX_WORKERS", 2)
+    monkeypatch.setattr(_norm_arithmetic, "_MAX_WORKERS", 2)
     acc = oracles.accumulation(dtype)
 
     # Rows that begin alike and unlike in lines of memory, in packs and not; in blocks and clusters.

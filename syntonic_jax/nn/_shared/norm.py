@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from syntonic_jax import golden_layer_norm
-from syntonic_jax.ops._layernorm import units
+from syntonic_jax.ops._norm_arithmetic import units
 from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 

@@ -1,7 +1,7 @@
-// What a layer norm keeps of a row, and how it normalises by it.
+// The layer norm: what it measures and keeps of a row, and how it normalises by it.
 #pragma once
 
-#include "core/reduce.cuh"
+#include "core/range.cuh"
 
 namespace syntonic {
 
@@ -44,32 +44,10 @@ class Normaliser {
   A rest_;
 };
 
-// The power of two that a number is at least, short of the ends of the range.
-__device__ inline float power_of_two(float x) {
-  const float inside = x > 0x1p125f ? 0x1p125f : x < 0x1p-125f ? 0x1p-125f : x;
-  return __uint_as_float(__float_as_uint(inside) & 0x7f800000u);
-}
-__device__ inline double power_of_two(double x) {
-  const double inside = x > 0x1p1020 ? 0x1p1020 : x < 0x1p-1020 ? 0x1p-1020 : x;
-  return __hiloint2double(__double2hiint(inside) & 0x7ff00000, 0);
-}
-
-template <class A>
-struct Largest {
-  A value = 0;
-
-  __device__ static Largest merge(const Largest& a, const Largest& b) {
-    return {a.value > b.value ? a.value : b.value};
-  }
-};
-
-// The statistics of a row of any range, by one warp. for_each(f) calls f(x) for the numbers of this
-// lane. They are multiplied by a power of two first, near the inverse of the largest.
+// The statistics of a row of any range, by one warp, as unit_of_row has it.
 template <class A, class F>
 __device__ RowStatistics<A> rescaled_statistics(int64_t width, A epsilon, F for_each) {
-  Largest<A> largest = {sqrt(epsilon)};
-  for_each([&](A x) { largest = Largest<A>::merge(largest, {x < A(0) ? -x : x}); });
-  const A unit = A(1) / power_of_two(across_lanes(largest, Lanes<kWarp>{}).value);
+  const A unit = unit_of_row(epsilon, for_each);
   Sum<A> sum;
   for_each([&](A x) { sum.value += x * unit; });
   const A mean = across_lanes(sum, Lanes<kWarp>{}).value / width;
@@ -83,9 +61,7 @@ __device__ RowStatistics<A> rescaled_statistics(int64_t width, A epsilon, F for_
   const A low = sums.first / width;
   const A squares = sums.second - low * sums.first;
   const A variance = squares < A(0) ? A(0) : squares / width;  // NaN stays
-  // Of equal numbers epsilon alone is left, and beside large ones its square is not.
-  const A deviation =
-      variance == A(0) ? sqrt(epsilon) * unit : sqrt(variance + epsilon * unit * unit);
+  const A deviation = deviation_of(variance, epsilon, unit);
   const A total = mean + low, rest = (mean - total) + low;
   return {total / unit * A(-0.25), 4 * (unit / deviation), -rest / deviation};
 }
@@ -97,12 +73,75 @@ __device__ RowStatistics<A> statistics_of(const Moments<A>& moments, A epsilon) 
   return {mean * A(-0.25), slope, low * (slope * A(-0.25))};
 }
 
-// Whether squares of deviations may have left the range, or are NaN, of a row whose slope is a
-// factor over the deviation.
-template <class A>
-__device__ bool left_range(A slope, A factor) {
-  constexpr A kFar = sizeof(A) == 4 ? A(0x1p48) : A(0x1p384);
-  return !(slope > factor * (1 / kFar) && slope < factor * kFar);
-}
+// What of a row's gradient does not depend on ct_y but by its means: mean(w) + xhat * mean(w *
+// xhat). Beside results of 16 bits one multiply-add does: its second mean is the smaller, the less
+// x varies.
+template <class T>
+class CentredAcross {
+ public:
+  using A = Acc<T>;
+  static constexpr bool kOne = sizeof(T) == 2;
+
+  __device__ CentredAcross(const Normaliser<T>& normal, const SumPair<A>& means)
+      : normal_(normal), means_(means) {
+    if constexpr (kOne) {
+      by_ = means.second * normal.slope();
+      at_zero_ = fma(means.second, normal.offset(), means.first);
+    }
+  }
+  __device__ A operator()(A x) const {
+    if constexpr (kOne) return fma(x, by_, at_zero_);
+    return fma(normal_(x), means_.second, means_.first);
+  }
+
+ private:
+  const Normaliser<T>& normal_;
+  SumPair<A> means_;
+  A by_ = 0;
+  A at_zero_ = 0;
+};
+
+// Measures that the kernels of norms take: of the numbers of a row z, and of its gradient.
+template <class T_>
+struct Centred {
+  using T = T_;
+  using A = Acc<T>;
+  using Measure = Moments<A>;
+  using Statistics = RowStatistics<A>;
+  using Normal = Normaliser<T>;
+  using Products = SumPair<A>;  // w and w * xhat
+  using Across = CentredAcross<T>;
+  static constexpr bool kBias = true;
+
+  template <int N, int K, class Present>
+  __device__ static Measure measure(Packed<T, N> (&z)[K], Present present) {
+    return moments_of(z, present);
+  }
+  __device__ static Statistics statistics(const Measure& moments, int64_t, A epsilon) {
+    return statistics_of(moments, epsilon);
+  }
+  template <class F>
+  __device__ static Statistics rescaled(int64_t width, A epsilon, F for_each) {
+    return rescaled_statistics<A>(width, epsilon, for_each);
+  }
+
+  // What a pack of a row adds to the sums along the row.
+  template <int N>
+  __device__ static void add(Products& sums, const A (&xhat)[N], const A (&ct)[N],
+                             const A (&scale)[N]) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const A w = ct[e] * scale[e];
+      sums.first += w;
+      sums.second += w * xhat[e];
+    }
+  }
+  // The means of what sums are.
+  template <class F>
+  __device__ static void for_each(Products& sums, F f) {
+    f(sums.first);
+    f(sums.second);
+  }
+};
 
 }  // namespace syntonic
