@@ -105,20 +105,19 @@ def plain_masked(x, where):
     return jax.nn.softmax(x, where=where)
 
 
+def of_case(operation: cases.Operation) -> Pair:
+    """What is measured on a GPU, here."""
+    ours = functools.partial(operation.ours, implementation="xla")
+    kinds = "x" * operation.arrays + "p" * operation.parameters
+    return Pair(ours, operation.plain, kinds)
+
+
+# Rows, and numbers by themselves, are those of the GPU.
 OPERATIONS = {
-    "phi_residual": Pair(ours("phi_residual"), lambda x, r: x + PHI_INV * r, "xx"),
-    "phi_residual_relu": Pair(
-        ours("phi_residual_relu"), lambda x, r: jax.nn.relu(x + PHI_INV * r), "xx"
-    ),
-    "phi_residual_gelu": Pair(
-        ours("phi_residual_gelu"), lambda x, r: jax.nn.gelu(x + PHI_INV * r), "xx"
-    ),
-    "golden_gelu": Pair(ours("golden_gelu"), cases.plain_golden_gelu),
-    "residual_component_norm": Pair(ours("residual_component_norm"), cases.plain_norm),
-    "phi_residual_layernorm": Pair(
-        ours("phi_residual_layernorm", return_sum=True), cases.plain_layernorm, "xxpp"
-    ),
-    "golden_layer_norm": Pair(ours("golden_layer_norm"), cases.plain_golden_layer_norm, "xpp"),
+    name: of_case(operation)
+    for name, operation in cases.OPERATIONS.items()
+    if not operation.shapes and operation.backward_passes is not None
+} | {
     "golden_batch_norm": Pair(
         ours("golden_batch_norm", first=True), cases.plain_batch_norm, "xpp", CHANNELS_LAST
     ),
@@ -136,9 +135,6 @@ OPERATIONS = {
     "syntonic_softmax": Pair(ours("syntonic_softmax"), jax.nn.softmax, "x", CLASSES),
     "syntonic_softmax, inner axis": Pair(
         ours("syntonic_softmax", axis=1), functools.partial(jax.nn.softmax, axis=1), "x", ROWS[1:]
-    ),
-    "syntonic_softmax, learned": Pair(
-        ours("syntonic_softmax", "mode_norms"), cases.plain_learned_softmax, "xp"
     ),
     "syntonic_softmax, one syntony": Pair(
         ours("syntonic_softmax", "syntony"), plain_of_shared, "xv"

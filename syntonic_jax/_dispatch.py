@@ -15,24 +15,27 @@ Implementation = Literal["cuda", "xla"]
 
 # A row reduction leaves XLA's fusions anyway, and the kernel reads the row once. An elementwise
 # operation belongs to the fusion of whatever stands around it. What no kernel was measured for is
-# jnp. All public functions are here, for the report; some are calls of another, which decides.
+# jnp. All public functions are here, for the report; some are calls of another, which decides. What
+# is declared (_operation.py) says it there, and is added when it is imported.
 _PREFERRED: dict[str, Implementation] = {
     "phi_residual": "xla",
     "phi_residual_relu": "xla",
     "phi_residual_gelu": "xla",
-    "golden_gelu": "xla",
-    "golden_layer_norm": "cuda",
     "golden_batch_norm": "cuda",
     "golden_batch_norm_inference": "xla",
     "output_statistics": "cuda",
-    "phi_residual_layernorm": "cuda",
     "residual_component_norm": "xla",
     "syntonic_softmax": "cuda",
     "syntonic_log_softmax": "cuda",
     "syntonic_cross_entropy": "cuda",
     "crystallize": "cuda",
 }
-OPERATIONS = tuple(_PREFERRED)
+OPERATIONS = _PREFERRED.keys()
+
+
+def prefer(operation: str, implementation: Implementation) -> None:
+    """Adds what ``implementation=None`` takes for an operation where there are kernels."""
+    _PREFERRED[operation] = implementation
 
 
 def check_implementation(function: str, implementation: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from jax.extend.core import Primitive
 
-from . import _batching
+from . import _batching, _dispatch
 from ._custom_call import Value, elementwise_call, row_call
 from ._numerics import accumulation_dtype
 from ._primitive import bind, define, forward_mode, is_zero, transposes
@@ -68,6 +68,7 @@ class Operation:
       tangent: `tangent(saved, tangents, **params) -> tangents of the outputs`; None where there is
         none.
       cotangent: `cotangent(saved, cotangents, **params) -> cotangents of the inputs`, likewise.
+      default: what ``implementation=None`` takes where there are kernels, as measured.
       attributes: `attributes(**params)`, the numbers that the kernel takes.
       cotangent_attributes: likewise, of the backward pass.
       forward_only: the names of parameters that the derivatives do not take.
@@ -87,6 +88,7 @@ class Operation:
     reference: Callable[..., Sequence[Any]]
     tangent: Callable[..., Sequence[Any]]
     cotangent: Callable[..., Sequence[Any]]
+    default: _dispatch.Implementation
     attributes: Callable[..., dict[str, Any]] = _nothing
     cotangent_attributes: Callable[..., dict[str, Any]] = _nothing
     forward_only: tuple[str, ...] = ()
@@ -102,6 +104,7 @@ class Operation:
         if unknown := set(self.saved).difference(self._kinds):
             raise ValueError(f"{self.name}: saves {sorted(unknown)}, of {list(self._kinds)}")
         object.__setattr__(self, "primitives", self._define())
+        _dispatch.prefer(self.name, self.default)
 
     @functools.cached_property
     def _kinds(self) -> dict[str, str]:

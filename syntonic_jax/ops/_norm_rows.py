@@ -185,6 +185,7 @@ def _declared(name, norm: Norm, *, inputs, outputs, saved, **forms) -> Operation
         inputs=(*inputs, *(Input(p, "parameter", reaches=("y",)) for p in parameters)),
         outputs=(*outputs, statistics),
         saved=(saved, "statistics", "scale"),
+        default="cuda",
         forward_only=("epsilon",),
         scratch=scratch_size,
         on_cpu=_on_cpu,

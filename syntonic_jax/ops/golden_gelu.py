@@ -75,6 +75,7 @@ GOLDEN_GELU = Operation(
     inputs=(Input("x"),),
     outputs=(Output("y", dtype="dtype"),),
     saved=("x",),
+    default="xla",
     reference=_reference,
     tangent=_tangent,
     cotangent=_cotangent,

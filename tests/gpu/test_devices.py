@@ -1,16 +1,13 @@
 """The GPUs of this machine, on a mesh; a machine with one runs the same programs over that one."""
 
-import functools
-
 import battery
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from sharded import CALLS, Case, run, summed
+from sharded import CASES, LAYER_NORM, NORM, Case, run, summed
 from sharded import BatchNormCase as BatchNorm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("x64")]
@@ -30,19 +27,18 @@ def mesh_of_gpus(kind=AxisType.Auto):
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CASES)
 def test_each_device_computes_the_same(name, dtype, rng):
     """To the last bit, whichever comes first."""
-    f, kinds = CALLS[name]
-    f = functools.partial(f, implementation="cuda")
+    operation = CASES[name]
+    f = operation.using("cuda")
 
     @jax.jit
     def both(*operands):
-        return f(*operands), jax.grad(summed(f), tuple(range(len(kinds))))(*operands)
+        return f(*operands), jax.grad(summed(f), tuple(range(len(operands))))(*operands)
 
     for width in (33, 4096, 50257):
-        shapes = [(5, width) if kind == "r" else (width,) for kind in kinds]
-        operands = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+        operands = operation.operands(rng, dtype, lead=(5,), width=width)
         results = []
         for device in reversed(jax.devices("gpu")):
             results.append(jax.device_get(both(*jax.device_put(operands, device))))
@@ -51,11 +47,11 @@ def test_each_device_computes_the_same(name, dtype, rng):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CASES)
 def test_sharded(name, shape, rng):
     """Over rows, and over features; with rows on each device no collective but for sums of them."""
     case = Case(name, "cuda", rng, shape)
-    sums = name == "norm", name == "norm" or "p" in case.kinds
+    sums = name == NORM, name == NORM or not all(case.is_rows)
     several = len(together()) > 1
     operands = case.put(mesh_of_gpus(), P("d"))
     for f, expected, summing in zip((case.f, case.gradients), (case.values, case.slopes), sums):
@@ -67,7 +63,7 @@ def test_sharded(name, shape, rng):
     battery.assert_same(jax.jit(case.gradients)(*operands), case.slopes)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "norm"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != NORM])
 def test_shard_map(name, rng):
     """The norm of a shard is no shard of the norm."""
     case = Case(name, "cuda", rng)
@@ -78,7 +74,7 @@ def test_shard_map(name, rng):
     battery.assert_same(jax.jit(jax.grad(summed(f), case.argnums))(*case.operands), case.slopes)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CASES)
 def test_explicit_mesh(name, rng):
     case = Case(name, "cuda", rng)
     mesh = mesh_of_gpus(AxisType.Explicit)
@@ -100,12 +96,12 @@ def test_statistics_of_the_whole_batch(layout, rng):
 
 
 def test_pmap(rng):
-    case = Case("layernorm", "cuda", rng)
+    case = Case(LAYER_NORM, "cuda", rng)
     count = len(together())
     split = [
-        x.reshape(count, -1, *x.shape[1:]) if kind == "r" else x
-        for x, kind in zip(case.operands, case.kinds)
+        x.reshape(count, -1, *x.shape[1:]) if of_rows else x
+        for x, of_rows in zip(case.operands, case.is_rows)
     ]
-    axes = tuple(0 if kind == "r" else None for kind in case.kinds)
+    axes = tuple(0 if of_rows else None for of_rows in case.is_rows)
     values = jax.pmap(case.f, in_axes=axes, axis_name="d", devices=together())(*split)
     battery.assert_same([y.reshape(16, 4, 32) for y in values], list(case.values))

@@ -3,42 +3,20 @@
 import functools
 import itertools
 import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import battery
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operations
 import pytest
-from exported import OURS, TARGETS
+from exported import OURS
 from fresh import run_fresh
 from jax import export
 
-from syntonic_jax import (
-    crystallize,
-    golden_batch_norm,
-    golden_batch_norm_inference,
-    golden_gelu,
-    golden_layer_norm,
-    phi_residual,
-    phi_residual_gelu,
-    phi_residual_layernorm,
-    residual_component_norm,
-    syntonic_cross_entropy,
-    syntonic_log_softmax,
-    syntonic_softmax,
-)
-
-
-def layernorm(implementation):
-    return functools.partial(phi_residual_layernorm, return_sum=True, implementation=implementation)
-
-
-def with_implementation(f):
-    return lambda implementation: functools.partial(f, implementation=implementation)
-
-
-def softmax(x, norms, scale, **options):
-    return syntonic_softmax(x, mode_norms=norms, scale=scale, **options)
+from syntonic_jax import golden_batch_norm, golden_layer_norm, syntonic_log_softmax
 
 
 def log_softmax(x, weights, **options):
@@ -47,41 +25,34 @@ def log_softmax(x, weights, **options):
     return jnp.where(x < 1, y, 0)
 
 
-def cross_entropy(x, norms, **options):
-    labels = (x[..., 0] > 0).astype("int32")
-    return syntonic_cross_entropy(x, labels, mode_norms=norms, **options)
+def layernorm_for_each(*operands, **options):
+    layernorm = operations.FIRST["phi_residual_layernorm"].using(**options)
+    return jax.vmap(layernorm, (0, 0, 0, None))(*operands)
 
 
-# name: function of the implementation, shapes of its operands; b is not known at export
-CALLS = {
-    "layernorm": (layernorm, ["b, 4, 8", "b, 4, 8", "8", "8"]),
-    "layernorm_for_each": (
-        lambda implementation: jax.vmap(layernorm(implementation), (0, 0, 0, None)),
-        ["b, 2, 8", "b, 2, 8", "b, 8", "8"],
-    ),
-    "sum": (with_implementation(phi_residual), ["b, 3", "b, 3"]),
-    "gelu": (with_implementation(phi_residual_gelu), ["b, 3", "b, 3"]),
-    "golden_gelu": (with_implementation(golden_gelu), ["b"]),
-    "crystallize": (with_implementation(crystallize), ["b, 2"]),
-    "norm": (with_implementation(residual_component_norm), ["b, 5"]),
-    "batch_norm": (with_implementation(golden_batch_norm), ["b, 4, 3", "3", "3"]),
-    "batch_norm_first": (
-        with_implementation(functools.partial(golden_batch_norm, axis=1)),
-        ["b, 3, 2, 2", "3", "3"],
-    ),
-    "batch_norm_inference": (
-        with_implementation(golden_batch_norm_inference),
-        ["b, 3", "3", "3", "3", "3"],
-    ),
-    "layer_norm": (with_implementation(golden_layer_norm), ["b, 2, 8", "8", "8"]),
-    "layer_norm_axes": (
-        with_implementation(functools.partial(golden_layer_norm, axis=(0, 2))),
-        ["4, b, 2", "4, 2", "4, 2"],
-    ),
-    "softmax": (with_implementation(softmax), ["b, 2, 8", "8", ""]),
-    "log_softmax": (with_implementation(log_softmax), ["b, 8, 3", "b, 8, 3"]),
-    "cross_entropy": (with_implementation(cross_entropy), ["b, 8", "8"]),
+class Program(NamedTuple):
+    call: Callable[..., Any]
+    shapes: list[str]  # of its operands; b is not known at export
+    targets: tuple[str, ...]
+    adjust: Callable[..., Any] = lambda *operands: operands
+
+
+SHAPES = {"rows": "b, 2, 8", "weights": "b, 2, 8", "par": "8", "scalar": ""}
+PROGRAMS = {
+    o.label: Program(o.call, [SHAPES[kind] for kind in o.kinds], o.targets, o.adjust)
+    for o in operations.FIRST.values()
+    if o.name != "output_statistics"  # what it is made of is exported with golden_batch_norm
 }
+for label, call, shapes, of in [
+    ("layernorm for each", layernorm_for_each, ["b, 2, 8", "b, 2, 8", "b, 8", "8"], None),
+    ("batch norm, first axis", golden_batch_norm, ["b, 3, 2, 2", "3", "3"], {"axis": 1}),
+    ("layer norm, axes", golden_layer_norm, ["4, b, 2", "4, 2", "4, 2"], {"axis": (0, 2)}),
+    ("log softmax, axis", log_softmax, ["b, 8, 3", "b, 8, 3"], None),
+]:
+    name = "phi_residual_layernorm" if call is layernorm_for_each else call.__name__
+    name = "syntonic_log_softmax" if call is log_softmax else name
+    call = functools.partial(call, **(of or {}))
+    PROGRAMS[label] = Program(call, shapes, operations.FIRST[name].targets)
 SIZES = (3, 6)
 # Two programs of one formula: some roundings of float32 in sums of up to 200 terms.
 RTOL = 512 * float(np.finfo("float32").eps)
@@ -97,22 +68,22 @@ def values_and_gradients(f, count):
 
 def exported(name, implementation, platforms, disabled_checks=()):
     """Of values with gradients, for a batch of any size."""
-    make, shapes = CALLS[name]
+    call, shapes, *_ = PROGRAMS[name]
     scope = export.SymbolicScope()
     specs = [
         jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), "float32")
         for shape in shapes
     ]
-    f = jax.jit(values_and_gradients(make(implementation), len(shapes)))
+    f = functools.partial(call, implementation=implementation)
+    f = jax.jit(values_and_gradients(f, len(shapes)))
     return export.export(f, platforms=platforms, disabled_checks=disabled_checks)(*specs)
 
 
 def operands_of(name, size, rng):
-    shapes = [eval(f"({shape},)" if shape else "()", {"b": size}) for shape in CALLS[name][1]]
+    _, texts, _, adjust = PROGRAMS[name]
+    shapes = [eval(f"({shape},)" if shape else "()", {"b": size}) for shape in texts]
     operands = [np.asarray(rng.normal(size=shape), "float32") for shape in shapes]
-    if name == "batch_norm_inference":
-        operands[2] = 0.5 + operands[2] ** 2  # a variance
-    return operands
+    return [np.asarray(x) for x in adjust(*operands)]
 
 
 # Reads what lies in a folder, runs it, and writes what comes out beside it.
@@ -139,8 +110,9 @@ RUN = """
 
 def check(name, given, result):
     """What the fresh process computed against the same in this one, without an export."""
-    make, shapes = CALLS[name]
-    f, argnums = make("xla"), tuple(range(len(shapes)))
+    call, shapes, *_ = PROGRAMS[name]
+    f = functools.partial(call, implementation="xla")
+    argnums = tuple(range(len(shapes)))
     with np.load(given) as file:
         operands = [file[key] for key in file.files]
     with np.load(result) as file:
@@ -156,13 +128,13 @@ def check(name, given, result):
 
 
 def round_trip(implementation, platform, setup, folder, rng):
-    for name in CALLS:
+    for name in PROGRAMS:
         written = exported(name, implementation, [platform], OURS if setup else ())
         (folder / f"{name}.export").write_bytes(written.serialize(vjp_order=1))
         for size in SIZES:
             np.savez(folder / f"{name}.{size}.in.npz", *operands_of(name, size, rng))
     run_fresh(RUN.format(setup=setup, folder=str(folder)))
-    for name, size in itertools.product(CALLS, SIZES):
+    for name, size in itertools.product(PROGRAMS, SIZES):
         check(name, folder / f"{name}.{size}.in.npz", folder / f"{name}.{size}.out.npz")
 
 
@@ -179,26 +151,27 @@ def test_round_trip_on_a_gpu(tmp_path, rng, monkeypatch):
     round_trip("cuda", "cuda", "import syntonic_jax", tmp_path, rng)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_for_cuda_from_a_machine_without_one(name):
     written = exported(name, "cuda", ["cuda"], OURS).serialize(vjp_order=1)
     read = export.deserialize(written)
     assert read.platforms == ("cuda",)
     targets = set(re.findall(r"stablehlo.custom_call @(syntonic_\w+)", read.mlir_module()))
-    assert targets == {f"syntonic_{target}" for target in TARGETS[name]}
+    assert targets == {f"syntonic_{target}" for target in PROGRAMS[name].targets}
     with pytest.raises(ValueError, match="cuda"):
         read.call(*operands_of(name, 3, np.random.default_rng(0)))
 
 
 def test_jax_asks_for_consent_to_custom_calls():
     with pytest.raises(ValueError, match="syntonic_phi_residual_layernorm"):
-        exported("layernorm", "cuda", ["cuda"])
+        exported("phi_residual_layernorm", "cuda", ["cuda"])
 
 
 def test_one_export_for_both_platforms(rng):
-    both = exported("layernorm", None, ["cpu", "cuda"])
+    both = exported("phi_residual_layernorm", None, ["cpu", "cuda"])
     assert both.platforms == ("cpu", "cuda")
-    operands = operands_of("layernorm", 3, rng)
-    f = values_and_gradients(layernorm("xla"), 4)
+    operands = operands_of("phi_residual_layernorm", 3, rng)
+    f = operations.FIRST["phi_residual_layernorm"].using("xla")
+    f = values_and_gradients(f, 4)
     got = both.call(*operands)
     battery.assert_same(got, jax.jit(f)(*operands), RTOL)

@@ -146,7 +146,7 @@ def operation(
         # where they widen x.
         "golden_batch_norm_normalise|convert_element_type" if inference else "golden_batch_norm",
         lead=lead,
-        reduces_lead=not inference,
+        along="nothing" if inference else "lead",
         statistics=0 if inference else 2,
         bad=(jnp.nan,) if inference else (-jnp.inf,),
         adjust=positive_variance,

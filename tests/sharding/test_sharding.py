@@ -12,9 +12,12 @@ from jax.sharding import PartitionSpec as P
 from lowered import custom_calls, dims
 from sharded import (
     BATCH,
-    CALLS,
+    CASES,
+    ELEMENTWISE,
     FEATURE,
-    SOFTMAX,
+    LAYER_NORM,
+    NORM,
+    ROWWISE,
     WIDTH,
     Case,
     mesh_of,
@@ -30,32 +33,35 @@ def case(request, implementation, rng):
     return Case(request.param, implementation, rng)
 
 
+GELU = "phi_residual_gelu"
+
+
 def every(*names):
-    return pytest.mark.parametrize("case", names or list(CALLS), indirect=True)
+    return pytest.mark.parametrize("case", names or list(CASES), indirect=True)
 
 
 # --- NamedSharding under jit ----------------------------------------------------------------------
 
 
-@every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
+@every(*ROWWISE, GELU, NORM)
 @pytest.mark.parametrize("spec", battery.thinned(BATCH), ids=str)
 def test_batch_sharded(case, spec):
     """The one collective is the all-reduce of sums over rows."""
     operands = case.put(mesh_of(AxisType.Auto), spec)
     values, used = run(case.f, *operands)
     battery.assert_same(values, case.values)
-    is_norm = case.kinds == "r"
+    is_norm = case.values.shape == () if isinstance(case.values, jax.Array) else False
     assert set(used) == ({"all-reduce"} if is_norm else set())
     slopes, used = run(case.gradients, *operands)
     battery.assert_same(slopes, case.slopes)
-    assert set(used) == ({"all-reduce"} if is_norm or "p" in case.kinds else set())
+    assert set(used) == ({"all-reduce"} if is_norm or not all(case.is_rows) else set())
     assert len(used) <= 2  # one a parameter, or one a mesh axis
-    for x, kind in zip(slopes, case.kinds, strict=True):
-        expected = NamedSharding(mesh_of(AxisType.Auto), spec if kind == "r" else P())
+    for x, of_rows in zip(slopes, case.is_rows, strict=True):
+        expected = NamedSharding(mesh_of(AxisType.Auto), spec if of_rows else P())
         assert x.sharding.is_equivalent_to(expected, x.ndim)
 
 
-@every("sum", "golden_gelu", "crystallize")
+@every(*ELEMENTWISE)
 def test_elementwise_needs_no_collective(case):
     """However it is sharded: the features of an elementwise operation are a batch as well."""
     for spec in (P("d", None, "m"), P(None, "m", "d")):
@@ -66,7 +72,7 @@ def test_elementwise_needs_no_collective(case):
             assert used == []
 
 
-@every("norm")
+@every(NORM)
 def test_a_norm_for_each_example_stays_with_it(case):
     (x,) = case.put(mesh_of(AxisType.Auto), P(("d", "m")))
     each = jax.vmap(jax.value_and_grad(case.f))
@@ -75,7 +81,7 @@ def test_a_norm_for_each_example_stays_with_it(case):
     battery.assert_same(results, each(*case.operands))
 
 
-@every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
+@every(*ROWWISE, GELU, NORM)
 @pytest.mark.parametrize("spec", battery.thinned(FEATURE), ids=str)
 def test_feature_sharded(case, spec):
     operands = case.put(mesh_of(AxisType.Auto), spec, P("m"))
@@ -85,7 +91,7 @@ def test_feature_sharded(case, spec):
 
 @pytest.mark.parametrize("shape", [(16, 32), (8, 1, 32), (2, 2, 8, 32)], ids=str)
 def test_other_ranks(shape, implementation, rng):
-    case = Case("layernorm", implementation, rng, shape)
+    case = Case(LAYER_NORM, implementation, rng, shape)
     spec = P(*(None if n < 8 else ("d", "m") for n in shape[:-1]))
     operands = case.put(mesh_of(AxisType.Auto), spec)
     values, used = run(case.f, *operands)
@@ -96,14 +102,14 @@ def test_other_ranks(shape, implementation, rng):
     assert set(used) == {"all-reduce"}
 
 
-@every("layernorm")
+@every(LAYER_NORM)
 def test_eager(case):
     operands = case.put(mesh_of(AxisType.Auto), P("d"))
     battery.assert_same(case.f(*operands), case.values)
     battery.assert_same(case.gradients(*operands), case.slopes)
 
 
-@every("layernorm")
+@every(LAYER_NORM)
 def test_vmap_scan_and_checkpoint(case):
     rows = case.put(mesh_of(AxisType.Auto), P("d"))
     examples = jax.vmap(case.gradients, (0, 0, None, None))
@@ -121,7 +127,7 @@ def test_vmap_scan_and_checkpoint(case):
     battery.assert_same(jax.jit(gradients)(*rows), jax.jit(gradients)(*case.operands))
 
 
-@every("layernorm")
+@every(LAYER_NORM)
 def test_second_derivative(case):
     def along(*operands):
         return jax.jvp(case.gradients, operands, operands)[1]
@@ -132,14 +138,14 @@ def test_second_derivative(case):
 
 def test_partial_sums(installed_double, rng):
     """On D devices: the leading dimensions, times gcd(n, D) of the last above one."""
-    case = Case("layernorm", "cuda", rng)
+    case = Case(LAYER_NORM, "cuda", rng)
     for spec, shape, partials in [
         (P("d"), (16, 4, 32), 16 * 4),
         (P("d"), (16, 1, 32), 8),
         (P("d"), (24, 32), 8),
         (P(None), (9, 6, 32), 9 * 2),
     ]:
-        case = Case("layernorm", "cuda", rng, shape)
+        case = Case(LAYER_NORM, "cuda", rng, shape)
         operands = case.put(mesh_of(AxisType.Auto), spec)
         _, call = custom_calls(case.gradients, *operands, platform="cpu")
         assert np.prod(dims(call.results[2])) == partials * WIDTH
@@ -163,7 +169,8 @@ def test_explicit_mesh(case, spec):
         for x, operand in zip(slopes, operands, strict=True):
             assert jax.typeof(x) == jax.typeof(operand)
         for y in jax.tree.leaves(values):
-            axes = min(y.ndim, len(spec))
+            shared = [m == n for m, n in zip(y.shape, operands[0].shape)]
+            axes = min(shared.index(False) if False in shared else y.ndim, len(spec))
             given = jax.typeof(operands[0]).sharding.spec
             assert jax.typeof(y).sharding.spec[:axes] == given[:axes]
         eager = case.f(*operands)
@@ -172,7 +179,7 @@ def test_explicit_mesh(case, spec):
     battery.assert_same(slopes, case.slopes)
 
 
-@every("layernorm")
+@every(LAYER_NORM)
 def test_explicit_vmap_with_a_parameter_for_each_example(case):
     mesh = mesh_of(AxisType.Explicit)
     gradients = jax.vmap(case.gradients, (0, 0, 0, None))
@@ -188,7 +195,7 @@ def test_explicit_vmap_with_a_parameter_for_each_example(case):
 # --- the older partitioner ------------------------------------------------------------------------
 
 
-@every("layernorm", "layer_norm", "gelu", "norm", *SOFTMAX)
+@every(*ROWWISE, GELU, NORM)
 def test_gspmd(case, gspmd):
     operands = case.put(mesh_of(AxisType.Auto), P("d", "m"))
     values, used = run(case.f, *operands)
@@ -202,9 +209,7 @@ def test_gspmd(case, gspmd):
 # --- shard_map ------------------------------------------------------------------------------------
 
 
-@every(
-    *("layernorm", "layer_norm", "gelu", "sum", "golden_gelu", "crystallize"), *SOFTMAX
-)  # the norm of a shard is no shard of the norm
+@every(*ROWWISE, *ELEMENTWISE)  # the norm of a shard is no shard of the norm
 @pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_shard_map(case, check_vma):
     """Differentiated from outside."""
@@ -218,7 +223,7 @@ def test_shard_map(case, check_vma):
     battery.assert_same(slopes, case.slopes)
 
 
-@every("layernorm", "layer_norm", "gelu", *SOFTMAX)
+@every(*ROWWISE, GELU)
 @pytest.mark.parametrize("check_vma", battery.thinned([True, False]))
 def test_grad_inside_shard_map(case, check_vma):
     def shard(*operands):
@@ -226,8 +231,8 @@ def test_grad_inside_shard_map(case, check_vma):
         if check_vma:  # jax sums the gradients of what does not vary by itself
             return slopes
         return tuple(
-            x if kind == "r" else jax.lax.psum(x, ("d", "m"))
-            for x, kind in zip(slopes, case.kinds, strict=True)
+            x if of_rows else jax.lax.psum(x, ("d", "m"))
+            for x, of_rows in zip(slopes, case.is_rows, strict=True)
         )
 
     specs = case.specs(P("d", "m"))
@@ -237,7 +242,7 @@ def test_grad_inside_shard_map(case, check_vma):
     battery.assert_same(jax.jit(f)(*case.operands), case.slopes)
 
 
-@every("layernorm", "layer_norm", "gelu", *SOFTMAX)
+@every(*ROWWISE, GELU)
 def test_partly_manual_shard_map(case):
     """Manual over one axis; over the other XLA partitions the call inside."""
     mesh = mesh_of(AxisType.Auto)
@@ -251,7 +256,7 @@ def test_partly_manual_shard_map(case):
     battery.assert_same(jax.jit(jax.grad(summed(f), case.argnums))(*operands), case.slopes)
 
 
-@every("norm")
+@every(NORM)
 def test_norm_of_shards(case):
     """What shard_map makes of the norm: one a shard, to be combined by the caller."""
 
@@ -265,10 +270,10 @@ def test_norm_of_shards(case):
 
 @every()
 def test_pmap(case):
-    axes = tuple(0 if kind == "r" else None for kind in case.kinds)
+    axes = tuple(0 if of_rows else None for of_rows in case.is_rows)
     operands = [
-        x.reshape(8, 2, *x.shape[1:]) if kind == "r" else x
-        for x, kind in zip(case.operands, case.kinds, strict=True)
+        x if axis is None else x.reshape(8, 2, *x.shape[1:])
+        for x, axis in zip(case.operands, axes, strict=True)
     ]
     for f in (case.f, case.gradients):
         battery.assert_same(jax.pmap(f, in_axes=axes)(*operands), jax.vmap(f, axes)(*operands))

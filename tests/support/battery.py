@@ -46,7 +46,8 @@ class Operation:
     linear: bool = False  # in all operands together
     takes_dtype: bool = True
     lead: tuple[int, ...] = (3,)  # leading axes of rows, where a test asks for no others
-    reduces_lead: bool = False  # over the leading axes: without rows there is nothing to reduce
+    along: str = "rows"  # what it reduces: "rows", "nothing", the axes that "lead", "everything"
+    targets: tuple[str, ...] = ()  # of the custom calls of its values and gradients
     statistics: int = 0  # so many of the results, the last ones, are in the accumulation type
     bad: tuple[float, ...] = (-jnp.inf, jnp.inf)  # numbers in the data from which a NaN arises
     # Moves random operands off points without a derivative.
@@ -156,7 +157,7 @@ class Transformations(Battery):
     def test_leading_axes(self, operation, implementation, lead, rng):
         operands = operation.operands(rng, lead=lead)
         run = jax.jit(all_gradients(operation.using(implementation), operation))
-        if operation.reduces_lead and not (lead and all(lead)):
+        if operation.along == "lead" and not (lead and all(lead)):
             with pytest.raises(ValueError, match=rf"{operation.name}: .*axis.*got"):
                 run(*operands)
             return

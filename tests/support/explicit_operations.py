@@ -9,6 +9,8 @@ from typing import Any
 import battery
 import jax
 import jax.numpy as jnp
+import operations
+import softmax_cases
 
 from syntonic_jax import (
     PHI_INV,
@@ -18,7 +20,6 @@ from syntonic_jax import (
     golden_layer_norm,
     lattice,
     phi_residual,
-    phi_residual_layernorm,
     residual_component_norm,
     syntonic_cross_entropy,
     syntonic_log_softmax,
@@ -61,11 +62,6 @@ def layer_norm(x, scale=None, bias=None, *, axis=-1):
     return y if bias is None else y + jnp.expand_dims(bias, beside(x, axis))
 
 
-def residual_norm(identity, residual, scale, bias):
-    z = identity + PHI_INV * residual
-    return layer_norm(z, scale / PHI_INV**0.5, bias), z
-
-
 def weighted(x, norms=None, syntony=None, axis=-1):
     if norms is not None:
         return x - PHI_INV * jnp.expand_dims(norms, beside(x, axis))
@@ -101,9 +97,11 @@ def elementwise():
 
 
 def norms():
-    call = functools.partial(phi_residual_layernorm, return_sum=True)
-    shapes = [ROWS, ROWS, ROWS[1:], ROWS[1:]]
-    yield Operation("phi_residual_layernorm", call, residual_norm, shapes)
+    """Over the last axis as in the list of operations, and over any axes."""
+    for operation in operations.OPERATIONS:
+        if operation.along == "rows" and operation.name not in softmax_cases.FUNCTIONS:
+            shapes = [ROWS if kind == "rows" else ROWS[1:] for kind in operation.kinds]
+            yield Operation(operation.label, operation.call, operation.reference, shapes)
     for count in (1, 2, 3):
         for axis in itertools.combinations(range(3), count):
             parameter = tuple(SHAPE[a] for a in axis)

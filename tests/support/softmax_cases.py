@@ -106,6 +106,7 @@ def operation(name, mode="identity", masked=False, axis=-1, lead=(3,)) -> Operat
         return formula(name, x, **given, **discrete(x, name, masked))
 
     kinds = ["rows"] + ["par" if mode == "shared" else KINDS[n] for n in names]
+    target = "cross_entropy" if is_loss else "softmax"
     label = "-".join([mode] + ["masked"] * masked + [f"axis{axis}"] * (axis != -1))
     return Operation(
         f"{name.removeprefix('syntonic_')}-{label}",
@@ -118,6 +119,7 @@ def operation(name, mode="identity", masked=False, axis=-1, lead=(3,)) -> Operat
         lead=lead,
         bad=(jnp.inf,),
         adjust=adjust,
+        targets=(target, f"{target}_cotangent"),
     )
 
 

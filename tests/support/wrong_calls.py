@@ -2,6 +2,7 @@
 
 import dataclasses
 import decimal
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import syntonic_jax
+from syntonic_jax import _dispatch
 from syntonic_jax.lattice import snap_distance
 
 HUGE = 10**400  # beyond every floating type
@@ -105,15 +107,31 @@ PRECISION = [0, -1, 2**21, HUGE, 1.0, True, "1", None, [1], {}, np.array([1]), n
 PRECISION += [jnp.array(1.0), jnp.ones(2), np.bool_(True), np.array("1"), object(), Unhashable()]
 
 X = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)
-BRANCHES = {"identity": X, "residual": X}
-FEATURES = {"mean": X[0], "var": X[1] ** 2, "scale": X[1], "bias": X[2]}
-CLASSES = {"mode_norms": X[0], "where": X > -0.5}
-SYNTONY = {"syntony": X[0], "where": X > -0.5}
-SAME = {"dtype": DTYPE, "implementation": CHOICE}
-PHI = {"identity": [*DATA, None], "residual": [*DATA, None], "mode": [*CHOICE, None]}
-AFFINE = {"scale": PARAMETER, "bias": PARAMETER}
-NORM = {"target_variance": POSITIVE, "epsilon": NUMBER}
-WEIGHTS = {"scale": SCALAR, "axis": AXIS, "where": WHERE, "implementation": CHOICE}
+ROWS = [*DATA, None]
+
+# What an argument cannot be, by its name, and arrays for those of a right call.
+WRONG = {
+    **dict.fromkeys(["x", "identity", "residual"], ROWS),
+    **dict.fromkeys(["scale", "bias"], PARAMETER),
+    "mean": [*PARAMETER, None],
+    "var": [*PARAMETER, None],
+    **dict.fromkeys(["activation", "implementation"], CHOICE),
+    "mode": [*CHOICE, None],
+    "axis": AXES,
+    "where": WHERE,
+    "axis_name": NAME,
+    "axis_index_groups": GROUPS,
+    "target_variance": POSITIVE,
+    "epsilon": NUMBER,
+    "precision": PRECISION,
+    "return_sum": FLAG,
+    "dtype": DTYPE,
+}
+RIGHT = {"identity": X, "residual": X, "x": X, "where": X > -0.5, "return_sum": True}
+RIGHT |= {"mean": X[0], "var": X[1] ** 2, "scale": X[1], "bias": X[2]}
+# And where an argument of a function is another than its name says.
+NOT_EMPTY = {"axis": [*AXES, ()]}  # of a norm, which needs some to reduce
+OTHERWISE: dict[str, dict[str, list[Any]]] = {"golden_layer_norm": NOT_EMPTY}
 
 # Of each function: the arrays of a right call, and for each argument what it cannot be.
 CALLS: dict[str, list[tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]] = {}
@@ -123,43 +141,9 @@ def calls(function, right, wrong):
     CALLS.setdefault(function.__name__, []).append((function, right, wrong))
 
 
-calls(syntonic_jax.phi_residual, BRANCHES, PHI | SAME | {"activation": CHOICE})
-calls(syntonic_jax.phi_residual_relu, BRANCHES, PHI | SAME)
-calls(syntonic_jax.phi_residual_gelu, BRANCHES, PHI | SAME)
-calls(
-    syntonic_jax.phi_residual_layernorm,
-    BRANCHES | {"scale": X[1], "bias": X[2], "return_sum": True},
-    PHI | AFFINE | NORM | SAME | {"return_sum": FLAG},
-)
-calls(syntonic_jax.golden_gelu, {"x": X}, {"x": [*DATA, None]} | SAME)
-calls(
-    syntonic_jax.residual_component_norm,
-    {"residual": X},
-    {"residual": [*DATA, None], "mode": [*CHOICE, None], "implementation": CHOICE},
-)
-calls(
-    syntonic_jax.golden_layer_norm,
-    {"x": X, "scale": X[1], "bias": X[2]},
-    {"x": [*DATA, None], "axis": [*AXES, ()]} | AFFINE | NORM | SAME,
-)
-calls(
-    syntonic_jax.golden_batch_norm,
-    {"x": X, "scale": X[1], "bias": X[2], "where": X > -0.5},
-    {"x": [*DATA, None], "axis": AXES, "where": WHERE, "axis_name": NAME}
-    | {"axis_index_groups": GROUPS}
-    | AFFINE
-    | NORM
-    | SAME,
-)
-calls(
-    syntonic_jax.golden_batch_norm_inference,
-    {"x": X} | FEATURES,
-    {"x": [*DATA, None], "mean": [*PARAMETER, None], "var": [*PARAMETER, None], "axis": AXES}
-    | AFFINE
-    | NORM
-    | SAME,
-)
-calls(syntonic_jax.output_statistics, {"x": X}, {"x": [*DATA, None], "axis": AXES})
+CLASSES = {"mode_norms": X[0], "where": X > -0.5}
+SYNTONY = {"syntony": X[0], "where": X > -0.5}
+WEIGHTS = {"scale": SCALAR, "axis": AXIS, "where": WHERE, "implementation": CHOICE}
 for function in (syntonic_jax.syntonic_softmax, syntonic_jax.syntonic_log_softmax):
     calls(function, {"x": X} | CLASSES, {"x": [*DATA, None], "mode_norms": PARAMETER})
     calls(function, {"x": X} | SYNTONY, {"syntony": [*DATA, np.ones(5), np.ones((1, 3, 4))]})
@@ -177,9 +161,9 @@ calls(
     LOSS | SYNTONY,
     {"syntony": [*DATA, np.ones(5), np.ones((1, 3, 4))]},
 )
-calls(syntonic_jax.crystallize, {"x": X}, {"x": [*DATA, None], "precision": PRECISION} | SAME)
-calls(
-    snap_distance,
-    {"x": X},
-    {"x": [*DATA, None], "precision": PRECISION, "implementation": CHOICE},
-)
+
+for function in [getattr(syntonic_jax, name) for name in _dispatch.OPERATIONS] + [snap_distance]:
+    if function.__name__ not in CALLS:
+        names = inspect.signature(function).parameters
+        wrong = {name: WRONG[name] for name in names} | OTHERWISE.get(function.__name__, {})
+        calls(function, {name: RIGHT[name] for name in names if name in RIGHT}, wrong)

@@ -4,10 +4,10 @@ import functools
 from typing import Any
 
 import battery
-import every_operation
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operations
 import pytest
 import transformations
 from jax.experimental import checkify
@@ -29,7 +29,7 @@ NAMES = {
     "phi_residual_gelu": "phi_residual",
     "output_statistics": "golden_batch_norm",
 }
-OPERATIONS = every_operation.OPERATIONS
+OPERATIONS = operations.OPERATIONS
 
 
 def message(f, *operands, errors: Any = checkify.automatic_checks) -> str | None:

@@ -3,12 +3,12 @@
 import functools
 
 import battery
-import every_operation
 import exported as exports
 import interpreters
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operations
 import pytest
 import transformations
 from jax import export
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-OPERATIONS = every_operation.OPERATIONS
+OPERATIONS = operations.OPERATIONS
 # Loops and solvers repeat an operation some 40 times, and shrink what they err by.
 RTOL = 4 * battery.RTOL
 LABELLED = {o.label: o for o in OPERATIONS}

@@ -4,10 +4,10 @@ import functools
 import math
 
 import battery
-import every_operation
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operations
 import oracles
 import pytest
 import transformations
@@ -27,7 +27,7 @@ from syntonic_jax.lattice import snap_distance, syntony
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-OPERATIONS = every_operation.OPERATIONS
+OPERATIONS = operations.OPERATIONS
 ORDER = 3
 # Unoptimised, jax 0.10 computes the logits of a softmax anew where they are compared with their
 # largest. Rounded in another way none equals it, and jet's rule for a maximum divides 0 by 0.
@@ -189,7 +189,7 @@ def test_under_other_transformations(implementation):
         value, (first, second) = jet(f, (x,), [[a, b]])
         return value, first, second
 
-    options = {"epsilon": every_operation.EPSILON, "implementation": implementation}
+    options = {"epsilon": operations.EPSILON, "implementation": implementation}
     f = functools.partial(golden_layer_norm, **options)
     expected = jax.jit(functools.partial(run, f))(x, a, b)
     each = jax.jit(jax.vmap(functools.partial(run, f)))(x, a, b)
@@ -198,7 +198,7 @@ def test_under_other_transformations(implementation):
     def slope(f):
         return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(run(f, x, a, b)[2]))))(x)
 
-    battery.assert_same(slope(f), slope(lambda x: every_operation.normalised(x)[0]), RTOL)
+    battery.assert_same(slope(f), slope(lambda x: operations.normalised(x)[0]), RTOL)
 
     f = functools.partial(golden_gelu, implementation=implementation)
     expected = jax.jit(functools.partial(run, f))(x, a, b)

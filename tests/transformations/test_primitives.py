@@ -2,9 +2,9 @@
 
 import sys
 
-import every_operation
 import jax
 import numpy as np
+import operations
 import pytest
 import softmax_cases
 import transformations
@@ -48,7 +48,7 @@ def test_every_primitive_has_a_rule(table):
 
 
 def test_every_operation_is_among_the_cases():
-    assert {o.name for o in every_operation.OPERATIONS} == set(_dispatch.OPERATIONS)
+    assert {o.name for o in operations.OPERATIONS} == set(_dispatch.OPERATIONS)
 
 
 def test_every_primitive_is_met_by_the_cases():
@@ -59,7 +59,7 @@ def test_every_primitive_is_met_by_the_cases():
         return {equation.primitive.name for equation in found}
 
     met = set()
-    for operation in every_operation.OPERATIONS:
+    for operation in operations.OPERATIONS:
         operands = operation.operands(np.random.default_rng(0), "float32")
         f, positions = operation.using(None), transformations.positions(operation)
         met |= names(f, *operands)

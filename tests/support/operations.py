@@ -1,5 +1,6 @@
-"""Every public operation once or twice, as battery.py describes them, for what all must pass.
+"""The one list of operations: every public function once or twice, as battery.py describes them.
 
+It is what the tests of transformations, sharding, export, handlers and the installation go through.
 Where options lead to other primitives or other rules there is a case for each; the layouts and
 modes of one operation are the business of its own test module.
 """
@@ -95,22 +96,35 @@ def with_epsilon(f):
 def case(f, reference, kinds, label="", call=None, **more) -> Operation:
     name = f.__name__
     more.setdefault("bad", (jnp.nan,))
+    more.setdefault("targets", (name, f"{name}_cotangent"))
     return Operation(f"{name}{label}", name, call or f, reference, kinds, name, **more)
 
 
 ROW, ROWS, PARAMETERS = ("rows",), ("rows", "rows"), ("par", "par")
+ELEMENTS = {"along": "nothing"}
+PHI_RESIDUAL = {"targets": ("phi_residual", "phi_residual_cotangent"), **ELEMENTS}
+MOMENTS, NORMALISE, SUMS = (
+    f"golden_batch_norm_{part}" for part in ("moments", "normalise", "sums")
+)
+BATCH_NORM = {"targets": (MOMENTS, NORMALISE, SUMS), "along": "lead"}
 
 OPERATIONS = (
-    case(sj.phi_residual, golden_sum, ROWS, linear=True),
+    case(sj.phi_residual, golden_sum, ROWS, linear=True, **PHI_RESIDUAL),
     case(
         sj.phi_residual,
         activated(lambda z: z * jax.nn.sigmoid(oracles.PHI * z)),
         ROWS,
         "-golden_gelu",
         functools.partial(sj.phi_residual, activation="golden_gelu"),
+        **PHI_RESIDUAL,
     ),
-    case(sj.phi_residual_relu, activated(jax.nn.relu), ROWS, adjust=off_the_kink),
-    case(sj.phi_residual_gelu, activated(functools.partial(jax.nn.gelu, approximate=True)), ROWS),
+    case(sj.phi_residual_relu, activated(jax.nn.relu), ROWS, adjust=off_the_kink, **PHI_RESIDUAL),
+    case(
+        sj.phi_residual_gelu,
+        activated(functools.partial(jax.nn.gelu, approximate=True)),
+        ROWS,
+        **PHI_RESIDUAL,
+    ),
     case(
         sj.phi_residual_layernorm,
         residual_layer_norm,
@@ -131,7 +145,7 @@ OPERATIONS = (
         ROW + PARAMETERS,
         call=with_epsilon(sj.golden_batch_norm),
         statistics=2,
-        reduces_lead=True,
+        **BATCH_NORM,
     ),
     case(
         sj.golden_batch_norm,
@@ -140,7 +154,7 @@ OPERATIONS = (
         "-masked",
         masked_batch_norm,
         statistics=2,
-        reduces_lead=True,
+        **BATCH_NORM,
     ),
     case(
         sj.golden_batch_norm_inference,
@@ -148,6 +162,8 @@ OPERATIONS = (
         ROW + 2 * PARAMETERS,
         call=with_epsilon(sj.golden_batch_norm_inference),
         adjust=positive_variance,
+        targets=(NORMALISE, SUMS),
+        along="nothing",
     ),
     case(
         sj.output_statistics,
@@ -156,14 +172,17 @@ OPERATIONS = (
         call=statistics,
         takes_dtype=False,
         statistics=2,
-        reduces_lead=True,
+        along="lead",
+        targets=(MOMENTS, SUMS),
     ),
-    case(sj.golden_gelu, lambda x: x * jax.nn.sigmoid(oracles.PHI * x), ROW),
+    case(sj.golden_gelu, lambda x: x * jax.nn.sigmoid(oracles.PHI * x), ROW, **ELEMENTS),
     case(
         sj.residual_component_norm,
         lambda x: oracles.PHI_INV * jnp.sqrt(jnp.sum(x**2)),
         ROW,
         takes_dtype=False,
+        along="everything",
+        targets=("sum_of_squares", "sum_of_squares_cotangent"),
     ),
     softmax_cases.operation("syntonic_softmax", "learned"),
     softmax_cases.operation("syntonic_softmax", "provided", masked=True),
@@ -171,5 +190,16 @@ OPERATIONS = (
     softmax_cases.operation("syntonic_log_softmax", "shared"),
     softmax_cases.operation("syntonic_cross_entropy", "learned"),
     softmax_cases.operation("syntonic_cross_entropy", "provided", masked=True),
-    case(sj.crystallize, nearest, ROW, call=functools.partial(sj.crystallize, precision=3)),
+    case(
+        sj.crystallize,
+        nearest,
+        ROW,
+        call=functools.partial(sj.crystallize, precision=3),
+        targets=("crystallize",),
+        **ELEMENTS,
+    ),
 )
+BY_LABEL = {o.label: o for o in OPERATIONS}
+FIRST = {o.name: o for o in reversed(OPERATIONS)}  # the first case of each
+FIRST = dict(reversed(FIRST.items()))
+TARGETS = {target for o in OPERATIONS for target in o.targets}
