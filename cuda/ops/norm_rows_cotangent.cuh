@@ -255,7 +255,8 @@ FoldTargets<A> targets(const NormRowsCotangent& call) {
   return {static_cast<A*>(call.d_scale), static_cast<A*>(call.d_bias)};
 }
 
-Workers workers_of(const NormRowsCotangent& call, int teams, int64_t resident, int phases = 1) {
+inline Workers workers_of(const NormRowsCotangent& call, int teams, int64_t resident,
+                          int phases = 1) {
   const int64_t sums = (call.d_scale != nullptr) + (call.d_bias != nullptr);
   return plan_workers(call.partials, call.rows.total() / call.partials, teams, resident,
                       call.rows.width * sums, call.scratch_size, phases);

@@ -55,7 +55,7 @@ class Norm(NamedTuple):
 # ----------------------------------------------------------------------------- declaration
 
 
-def norm_of_rows(name: str, norm: Norm) -> Operation:
+def norm_of_rows(name: str, norm: Norm, default: _dispatch.Implementation = "cuda") -> Operation:
     """The operation of rows x."""
 
     def reference(x, *parameters, epsilon, scale_factor, dtype, groups, one_cpu=False):
@@ -89,6 +89,7 @@ def norm_of_rows(name: str, norm: Norm) -> Operation:
     return _declared(
         name,
         norm,
+        default=default,
         inputs=(Input("x"),),
         outputs=(Output("y", dtype="dtype"),),
         saved="x",
@@ -100,7 +101,7 @@ def norm_of_rows(name: str, norm: Norm) -> Operation:
     )
 
 
-def norm_of_sum(name: str, norm: Norm) -> Operation:
+def norm_of_sum(name: str, norm: Norm, default: _dispatch.Implementation = "cuda") -> Operation:
     """The operation of the residual sum z of two branches, rounded to their type."""
 
     def reference(
@@ -163,6 +164,7 @@ def norm_of_sum(name: str, norm: Norm) -> Operation:
     return _declared(
         name,
         norm,
+        default=default,
         inputs=(Input("identity"), Input("residual")),
         outputs=(Output("y", dtype="dtype"), Output("z")),
         saved="z",
@@ -185,7 +187,6 @@ def _declared(name, norm: Norm, *, inputs, outputs, saved, **forms) -> Operation
         inputs=(*inputs, *(Input(p, "parameter", reaches=("y",)) for p in parameters)),
         outputs=(*outputs, statistics),
         saved=(saved, "statistics", "scale"),
-        default="cuda",
         forward_only=("epsilon",),
         scratch=scratch_size,
         on_cpu=_on_cpu,
