@@ -66,6 +66,12 @@ def plain_golden_layer_norm(x, scale, bias):
     return plain_layernorm(x, jnp.zeros_like(x), scale * PHI_INV**0.5, bias)[0]
 
 
+def plain_golden_rms_norm(x, scale):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean_square = jnp.square(wide).mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean_square + 1e-6) * (scale * PHI_INV**0.5)).astype(x.dtype)
+
+
 def plain_batch_norm(x, scale, bias, axis=-1):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
@@ -122,6 +128,11 @@ OPERATIONS = {
     ),
     "golden_layer_norm": Operation(
         *(syntonic_jax.golden_layer_norm, plain_golden_layer_norm, 1, 2, 2, 3),
+        by_width=True,
+        only=(768, 1024, 4096, 16384),
+    ),
+    "golden_rms_norm": Operation(
+        *(syntonic_jax.golden_rms_norm, plain_golden_rms_norm, 1, 1, 2, 3),
         by_width=True,
         only=(768, 1024, 4096, 16384),
     ),

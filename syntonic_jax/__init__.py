@@ -8,6 +8,7 @@ from .modes import GoldenNormMode, PhiResidualMode
 from .ops.golden_batch_norm import golden_batch_norm, golden_batch_norm_inference, output_statistics
 from .ops.golden_gelu import golden_gelu
 from .ops.golden_layer_norm import golden_layer_norm
+from .ops.golden_rms_norm import golden_rms_norm
 from .ops.phi_residual import phi_residual, phi_residual_gelu, phi_residual_relu
 from .ops.phi_residual_layernorm import phi_residual_layernorm
 from .ops.residual_component_norm import residual_component_norm
@@ -26,6 +27,7 @@ __all__ = [
     "golden_batch_norm_inference",
     "golden_gelu",
     "golden_layer_norm",
+    "golden_rms_norm",
     "output_statistics",
     "phi_residual",
     "phi_residual_gelu",

@@ -280,6 +280,19 @@ def epsilon(function: str, value: Any, name: str = "epsilon") -> float:
     return number
 
 
+def finite(function: str, name: str, value: Any) -> float:
+    """The float `value`; raises TypeError or ValueError unless it is a finite number."""
+    number = _number.real(value)
+    if number is None:
+        raise TypeError(
+            f"{function}: {name} must be a Python number, which is static under jit, "
+            f"got {type(value).__name__}"
+        )
+    if not math.isfinite(number):
+        raise ValueError(f"{function}: {name} must be finite, got {value!r}")
+    return number
+
+
 def precision(function: str, value: Any) -> int:
     """The int `value`; raises TypeError or ValueError unless it bounds a lattice's coefficients."""
     number = _number.integer(value)

@@ -34,7 +34,7 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("batch_norm_check", "battery", "lattice_check", "softmax_cases")
 pytest.register_assert_rewrite("oracles", "oracles_norm", "oracles_lattice")
-pytest.register_assert_rewrite("norm_range_check", "elementwise_range_check")
+pytest.register_assert_rewrite("norm_range_check", "elementwise_range_check", "rms_check")
 
 
 def pytest_report_header(config):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import rms_check
 from elementwise_range_check import ACTIVATIONS, check_activation, check_stores, check_sums
 from layernorm_check import any_range, estimates, estimates_of_any_range, value_and_cotangents
 from layernorm_check import draw as draw_layernorm
@@ -211,6 +212,20 @@ def test_layernorm_of_rows_of_any_range(width, dtype, rng):
     (y, _), pulled = value_and_cotangents(operands, cotangents, "cuda", (("epsilon", 0.0),))
     for (name, estimate), actual in zip(exact.items(), (y, *pulled), strict=True):
         oracles.assert_close(actual, estimate, name)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("shape", [(5, 7), (9, 33), (7, 768), (5, 1001), (3, 5000), (2, 20000)])
+def test_rms_norm(shape, dtype, rng):
+    x, ct, scale = rms_check.draw(rng, shape, dtype)
+    rms_check.check("cuda", x, ct, scale)
+    rms_check.check("cuda", x, ct)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("width", [4, 33, 1000, 1033, 20000])
+def test_rms_norm_of_rows_of_any_range(width, dtype, rng):
+    rms_check.check_any_range("cuda", width, dtype, rng)
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)

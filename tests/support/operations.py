@@ -36,6 +36,11 @@ def layer_norm(x, scale, bias):
     return normalised(x, scale, bias)[0]
 
 
+def rms_norm(x, scale):
+    mean_square = jnp.mean(x**2, -1, keepdims=True)
+    return np.sqrt(oracles.PHI_INV).item() * x / jnp.sqrt(mean_square + EPSILON) * scale
+
+
 def residual_layer_norm(identity, residual, scale, bias):
     z = golden_sum(identity, residual)
     return layer_norm(z, scale, bias), z
@@ -139,6 +144,7 @@ OPERATIONS = (
         ROW + PARAMETERS,
         call=with_epsilon(sj.golden_layer_norm),
     ),
+    case(sj.golden_rms_norm, rms_norm, (*ROW, "par"), call=with_epsilon(sj.golden_rms_norm)),
     case(
         sj.golden_batch_norm,
         batch_norm,

@@ -63,13 +63,14 @@ DTYPE = [
     *(jnp.int32, jnp.float8_e4m3fn, jnp.float32(1), np.float32(1), np.ones(2), STRUCTURED),
     *(STRUCTURED.dtype, jax.random.key(0), jax.random.key(0).dtype, 3.5, 1j),
 ]
-NUMBER = [
+FINITE = [
     *("1", b"1", "nan", None, [1.0], (1.0,), {}, 1j, True, np.bool_(True), object(), Unhashable()),
-    *(HUGE, -HUGE, -1.0, -1, float("nan"), float("inf"), -float("inf"), np.float32("nan")),
-    *(np.longdouble("1e4000"), np.float16(-1), decimal.Decimal(1), np.array([1.0]), np.array("1")),
-    *(jnp.ones(2), jnp.ones(1), np.array(None), np.array(1j), np.array(True), np.array(-1.0)),
+    *(HUGE, -HUGE, float("nan"), float("inf"), -float("inf"), np.float32("nan")),
+    *(np.longdouble("1e4000"), decimal.Decimal(1), np.array([1.0]), np.array("1")),
+    *(jnp.ones(2), jnp.ones(1), np.array(None), np.array(1j), np.array(True)),
     *(jnp.array(True), jnp.array(jnp.inf), STRUCTURED, jax.random.key(0), np.ma.array([1.0])),
 ]
+NUMBER = [*FINITE, -1.0, -1, np.float16(-1), np.array(-1.0)]  # not negative
 POSITIVE = [*NUMBER, 0, 0.0, "silver", "phi", ["golden"], {"golden"}, np.array("golden")]
 AXIS = [
     *(1.0, True, "1", "last", b"", None, {}, [], (), [0], (0,), 1j, object(), Unhashable()),
@@ -123,6 +124,7 @@ WRONG = {
     "axis_index_groups": GROUPS,
     "target_variance": POSITIVE,
     "epsilon": NUMBER,
+    "scale_offset": FINITE,
     "precision": PRECISION,
     "return_sum": FLAG,
     "dtype": DTYPE,
@@ -131,7 +133,10 @@ RIGHT = {"identity": X, "residual": X, "x": X, "where": X > -0.5, "return_sum": 
 RIGHT |= {"mean": X[0], "var": X[1] ** 2, "scale": X[1], "bias": X[2]}
 # And where an argument of a function is another than its name says.
 NOT_EMPTY = {"axis": [*AXES, ()]}  # of a norm, which needs some to reduce
-OTHERWISE: dict[str, dict[str, list[Any]]] = {"golden_layer_norm": NOT_EMPTY}
+OTHERWISE: dict[str, dict[str, list[Any]]] = {
+    "golden_layer_norm": NOT_EMPTY,
+    "golden_rms_norm": NOT_EMPTY,
+}
 
 # Of each function: the arrays of a right call, and for each argument what it cannot be.
 CALLS: dict[str, list[tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]] = {}
