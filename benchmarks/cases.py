@@ -66,10 +66,15 @@ def plain_golden_layer_norm(x, scale, bias):
     return plain_layernorm(x, jnp.zeros_like(x), scale * PHI_INV**0.5, bias)[0]
 
 
-def plain_golden_rms_norm(x, scale):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def plain_rmsnorm(identity, residual, scale):
+    z = identity + PHI_INV * residual
+    wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     mean_square = jnp.square(wide).mean(-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + 1e-6) * (scale * PHI_INV**0.5)).astype(x.dtype)
+    return (wide * jax.lax.rsqrt(mean_square + 1e-6) * scale).astype(z.dtype), z
+
+
+def plain_golden_rms_norm(x, scale):
+    return plain_rmsnorm(x, jnp.zeros_like(x), scale * PHI_INV**0.5)[0]
 
 
 def plain_batch_norm(x, scale, bias, axis=-1):
@@ -125,6 +130,12 @@ OPERATIONS = {
         functools.partial(syntonic_jax.phi_residual_layernorm, return_sum=True),
         *(plain_layernorm, 2, 2, 4, 5),
         by_width=True,
+    ),
+    "phi_residual_rmsnorm": Operation(
+        functools.partial(syntonic_jax.phi_residual_rmsnorm, return_sum=True),
+        *(plain_rmsnorm, 2, 1, 4, 5),
+        by_width=True,
+        only=(1024, 4096, 8192, 16384, 50257),
     ),
     "golden_layer_norm": Operation(
         *(syntonic_jax.golden_layer_norm, plain_golden_layer_norm, 1, 2, 2, 3),

@@ -11,6 +11,7 @@ from .ops.golden_layer_norm import golden_layer_norm
 from .ops.golden_rms_norm import golden_rms_norm
 from .ops.phi_residual import phi_residual, phi_residual_gelu, phi_residual_relu
 from .ops.phi_residual_layernorm import phi_residual_layernorm
+from .ops.phi_residual_rmsnorm import phi_residual_rmsnorm
 from .ops.residual_component_norm import residual_component_norm
 from .ops.syntonic_cross_entropy import syntonic_cross_entropy
 from .ops.syntonic_softmax import syntonic_log_softmax, syntonic_softmax
@@ -33,6 +34,7 @@ __all__ = [
     "phi_residual_gelu",
     "phi_residual_layernorm",
     "phi_residual_relu",
+    "phi_residual_rmsnorm",
     "residual_component_norm",
     "syntonic_cross_entropy",
     "syntonic_log_softmax",

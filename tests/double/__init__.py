@@ -19,11 +19,12 @@ from pathlib import Path
 import jax
 from filelock import FileLock
 
+PLAIN = "golden_layer_norm", "phi_residual_rmsnorm"  # launchers that are plain C++ already
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HANDLERS = sorted(p for p in (ROOT / "src" / "ffi").glob("*.cc") if p.name != "module.cc")
 HEADERS = [*(ROOT / "src" / "ffi").glob("*.h"), *(ROOT / "cuda").rglob("*.h"), *HERE.glob("*.h")]
-HEADERS.append(ROOT / "cuda" / "ops" / "golden_layer_norm.cu")
+HEADERS += [ROOT / "cuda" / "ops" / f"{op}.cu" for op in PLAIN]
 SOURCES = [*HANDLERS, *sorted(HERE.glob("*.cc"))]
 COMPILER = os.environ.get("CXX", "g++")
 # Hidden: two builds of the same handlers live in one process. No contraction into fused

@@ -220,6 +220,7 @@ def test_rms_norm(shape, dtype, rng):
     x, ct, scale = rms_check.draw(rng, shape, dtype)
     rms_check.check("cuda", x, ct, scale)
     rms_check.check("cuda", x, ct)
+    rms_check.check_residual("cuda", shape, dtype, "phi", rng)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])

@@ -46,6 +46,11 @@ def residual_layer_norm(identity, residual, scale, bias):
     return layer_norm(z, scale, bias), z
 
 
+def residual_rms_norm(identity, residual, scale):
+    z = golden_sum(identity, residual)
+    return rms_norm(z, scale), z
+
+
 def mask_like(x):
     """Some of every column, the first row whole: no channel is without elements."""
     row, column = (jax.lax.broadcasted_iota("int32", x.shape, axis) for axis in (0, x.ndim - 1))
@@ -136,6 +141,14 @@ OPERATIONS = (
         ROWS + PARAMETERS,
         call=functools.partial(
             sj.phi_residual_layernorm, return_sum=True, epsilon=EPSILON, target_variance="golden"
+        ),
+    ),
+    case(
+        sj.phi_residual_rmsnorm,
+        residual_rms_norm,
+        (*ROWS, "par"),
+        call=functools.partial(
+            sj.phi_residual_rmsnorm, return_sum=True, epsilon=EPSILON, target_variance="golden"
         ),
     ),
     case(

@@ -1,4 +1,4 @@
-"""golden_rms_norm beside its oracle, for the tests of its kernels too."""
+"""The RMS norms beside their oracle, for the tests of their kernels too."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import oracles_rms
 
-from syntonic_jax import golden_rms_norm
+from syntonic_jax import golden_rms_norm, phi_residual_rmsnorm
 
 VARIANCES = {"golden": oracles.PHI_INV, "standard": 1.0}
 
@@ -70,3 +70,27 @@ def check_any_range(implementation, width, dtype, rng):
             np.ldexp(slack, -exponent) + 4 * float(oracles.info(acc).smallest_normal),
         )
         oracles.assert_close(*pull(ct), scaled, f"gradient at 2**{exponent}", flush=True)
+
+
+def check_residual(implementation, shape, dtype, mode, rng):
+    """y, the sum and all cotangents of phi_residual_rmsnorm against the oracle."""
+    x, ct, scale = draw(rng, shape, dtype)
+    residual, ct_z, _ = draw(rng, shape, dtype)
+
+    @jax.jit
+    def both(x, residual, scale, ct, ct_z):
+        def call(x, residual, scale):
+            return phi_residual_rmsnorm(
+                x, residual, scale, mode=mode, return_sum=True, implementation=implementation
+            )
+
+        results, pull = jax.vjp(call, x, residual, scale)
+        return results, pull((ct, ct_z))
+
+    (y, z), gradients = both(x, residual, scale, ct, ct_z)
+    given = {"acc": oracles.accumulation(dtype)}
+    oracles.assert_close(z, oracles.stored_sum(x, residual, mode, dtype), "z", flush=True)
+    oracles.assert_close(y, oracles_rms.rms_norm(z, scale, **given), "y", flush=True)
+    pulled = oracles_rms.rms_norm_vjp(z, ct, ct_z, scale, mode=mode, **given)
+    for (name, estimate), actual in zip(pulled.items(), gradients, strict=True):
+        oracles.assert_close(actual, estimate, f"cotangent of {name}", flush=True)
