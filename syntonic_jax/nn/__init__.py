@@ -4,10 +4,12 @@ The modules are ``syntonic_jax.nn.nnx``, ``syntonic_jax.nn.linen`` and ``syntoni
 Each is imported when it is first used, so that none of the frameworks is a dependency; where the
 framework is missing, that import raises an ``ImportError`` naming the extra to install.
 
-Every module has the same seven layers. ``PhiResidual`` adds a block to its own input, and
-``PhiResidualLayerNorm`` is its framework's ``LayerNorm`` of such a sum. ``GoldenBatchNorm`` and
-``GoldenLayerNorm`` are its ``BatchNorm`` and ``LayerNorm``, argument for argument, with a target
-variance; with ``target_variance='standard'`` they compute what theirs do. Names, shapes, dtypes
+Every module has the same nine layers. ``PhiResidual`` adds a block to its own input;
+``PhiResidualLayerNorm`` and ``PhiResidualRMSNorm`` are its framework's ``LayerNorm`` and
+``RMSNorm`` of such a sum. ``GoldenBatchNorm``, ``GoldenLayerNorm`` and ``GoldenRMSNorm`` are its
+``BatchNorm``, ``LayerNorm`` and ``RMSNorm``, argument for argument, with a target variance; with
+variance; with
+``target_variance='standard'`` they compute what theirs do. Names, shapes, dtypes
 and initialisers of parameters and statistics, default epsilons and result dtypes are those of the
 framework, so checkpoints go both ways. Where the framework names a layer after its class, the
 layer that takes the place of another is given the other's name: ``name='BatchNorm_0'`` in Linen,
@@ -20,7 +22,8 @@ attention, with its parameters, whose key positions have such weights.
 
 The layers hold parameters and settings; what is computed, and in which precision, is said at
 :func:`syntonic_jax.phi_residual`, :func:`syntonic_jax.phi_residual_layernorm`,
-:func:`syntonic_jax.golden_batch_norm`, :func:`syntonic_jax.golden_layer_norm`,
+:func:`syntonic_jax.phi_residual_rmsnorm`, :func:`syntonic_jax.golden_batch_norm`,
+:func:`syntonic_jax.golden_layer_norm`, :func:`syntonic_jax.golden_rms_norm`,
 :func:`syntonic_jax.syntonic_softmax` and :func:`syntonic_jax.syntonic_cross_entropy`.
 
 >>> import jax.numpy as jnp

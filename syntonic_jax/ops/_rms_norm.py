@@ -9,12 +9,14 @@ By the quarter no slope is subnormal.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from .._numerics import widen
-from ._norm_arithmetic import affine, by_deviation, to_rows, unit_of
+from ._norm_arithmetic import affine, by_deviation, to_rows, unit_of, units
 from ._norm_rows import Norm
 
 
@@ -62,6 +64,37 @@ def _vjp(
 def _normalised(z: Any, slope: Any) -> Any:
     """x̂."""
     return widen(z) * 0.25 * slope
+
+
+def over_mapped_axes(
+    x: Any, axes: tuple[int, ...], where: Any, mapping: Any, *, epsilon: float, scale_factor: float
+) -> Any:
+    """√t · x̂ in the accumulation type, with a mask, and of rows that go on along a mapped axis.
+
+    Mean squares are those of what `where` leaves, weighted by counts. Where it leaves nothing of a
+    row the result is 0, without a derivative; nor has what is not finite under the mask. `mapping`
+    is as in `golden_batch_norm`.
+    """
+    z = widen(x) * widen(units(x, axes, where, epsilon, mapping))
+    kept, count = z, jnp.asarray(float(math.prod(x.shape[a] for a in axes)), z.dtype)
+    hidden = jnp.zeros((), bool)
+    if where is not None:
+        where = jnp.broadcast_to(where, x.shape)
+        hidden = ~(where | jnp.isfinite(z))
+        kept, count = jnp.where(where, z, 0), where.sum(axes, keepdims=True).astype(z.dtype)
+    total = jnp.square(kept).sum(axes, keepdims=True)
+    if mapping.get("axis_name") is not None:
+        name = mapping["axis_name"]
+        total, count = lax.psum(
+            (total, count),
+            tuple(name) if isinstance(name, list) else name,
+            axis_index_groups=mapping.get("axis_index_groups"),
+        )
+    some = count > 0
+    mean_square = jnp.where(some, total / jnp.maximum(count, 1), 1)
+    factor = scale_factor * lax.rsqrt(mean_square + epsilon)
+    y = jnp.where(hidden, lax.stop_gradient(z * factor), jnp.where(hidden, 0, z) * factor)
+    return jnp.where(some, y, 0)
 
 
 def _is_ordinary(slope: Any) -> Any:

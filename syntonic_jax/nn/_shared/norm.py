@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from syntonic_jax import golden_layer_norm
+from syntonic_jax import _check, golden_layer_norm, golden_rms_norm
 from syntonic_jax.ops._norm_arithmetic import units
+from syntonic_jax.ops._rms_norm import over_mapped_axes
 from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 
@@ -181,3 +182,46 @@ def layer_norm(
         )
 
     return affine(batch_norm, x, scale, bias, features, dtype, where, mapping)[0]
+
+
+def rms_norm(
+    layer: str,
+    x: Any,
+    scale: Any,
+    axes: tuple[int, ...],
+    dtype: Any,
+    *,
+    where: Any = None,
+    mapping: Mapping[str, Any],
+    scale_offset: Any,
+    epsilon: Any,
+    target_variance: Any,
+    implementation: Any,
+) -> jax.Array:
+    """`golden_rms_norm` over `axes`, with masks, mapped axes and a scale as in `affine`."""
+    offset = _check.finite(layer, "scale_offset", scale_offset)
+    if scale is not None and offset:
+        scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32)) + offset
+    if where is None and mapping.get("axis_name") is None:
+
+        def norm(scale, bias, dtype):
+            del bias
+            y = golden_rms_norm(
+                *(x, scale),
+                axis=axes,
+                target_variance=target_variance,
+                epsilon=epsilon,
+                dtype=dtype,
+                implementation=implementation,
+            )
+            return (y,)
+
+        return affine(norm, x, scale, None, axes, dtype)[0]
+
+    y = over_mapped_axes(
+        *(x, axes, where, mapping),
+        epsilon=_check.epsilon(layer, epsilon),
+        scale_factor=_check.scale_factor(layer, target_variance),
+    )
+    y = y if scale is None else y * scale.astype(jnp.promote_types(y.dtype, scale.dtype))
+    return y.astype(dtype)

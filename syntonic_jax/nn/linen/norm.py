@@ -27,13 +27,13 @@ with required("flax", "flax"):
 
 
 def _parameters(module: Any, shape: tuple[int, ...]) -> list[Any]:
-    """scale and bias, or None, made in the order in which Flax draws their keys."""
-    flags = {"use_scale": module.use_scale, "use_bias": module.use_bias}
+    """scale, and bias if it may have one, or None; made in the order in which Flax draws keys."""
+    names = [name for name in ("scale", "bias") if hasattr(module, f"use_{name}")]
     layer = type(module).__name__
-    arguments.flags(layer, **flags)
+    arguments.flags(layer, **{f"use_{name}": getattr(module, f"use_{name}") for name in names})
     arguments.types(layer, dtype=module.dtype, param_dtype=module.param_dtype)
     made = []
-    for name in ("scale", "bias"):
+    for name in names:
         use, init = getattr(module, f"use_{name}"), getattr(module, f"{name}_init")
         made.append(module.param(name, init, shape, module.param_dtype) if use else None)
     return made
