@@ -13,10 +13,12 @@ from syntonic_jax import (
     golden_batch_norm,
     golden_gelu,
     golden_layer_norm,
+    golden_rms_norm,
     phi_residual,
     phi_residual_gelu,
     phi_residual_layernorm,
     phi_residual_relu,
+    phi_residual_rmsnorm,
     residual_component_norm,
     syntonic_cross_entropy,
     syntonic_log_softmax,
@@ -56,6 +58,8 @@ def everything(implementation, rows, scale, planes):
             # Near the middle of the lattice, and beyond it: both of its ways.
             w = w + crystallize(100 * x, implementation=implementation) / 100
             w = golden_layer_norm(w, s, implementation=implementation)
+            w = golden_rms_norm(w, s, implementation=implementation)
+            w, _ = phi_residual_rmsnorm(w, x, s, return_sum=True, implementation=implementation)
             w = golden_batch_norm(w, s, epsilon=1.0, implementation=implementation)[0]
             total += jnp.sum(jnp.sin(w.astype(s.dtype))) / w.size**0.5
             total += residual_component_norm(w, implementation=implementation) / w.size**0.5
@@ -73,7 +77,7 @@ def test_every_kernel(dtype, rng, x64):
     ours, theirs = (everything(i, rows, scale, planes) for i in ("cuda", "xla"))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
         a, b = oracles.real(a), oracles.real(b)
-        # Eight operations, each rounding its result to the type of the data. Five rows
+        # Ten operations, each rounding its result to the type of the data. Five rows
         # may deviate by next to nothing: the epsilon of the batch norm stands against that.
         tolerance = 64 * oracles.unit(dtype) + 1024 * oracles.unit(acc)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
