@@ -320,6 +320,20 @@ def target_variance(function: str, value: Any) -> str | float | GoldenNormMode:
     return number
 
 
+def static_norm(function: str, axes: Any, variance: Any, added: Any) -> tuple[Any, Any, float]:
+    """What is static of a norm, axes, target variance and epsilon, as jit can hash it.
+
+    jit takes 1 for True: what is unusual is checked before it.
+    """
+    if type(added) is not float:
+        added = epsilon(function, added)
+    if type(variance) is not str:
+        variance = target_variance(function, variance)
+    if type(axes) is not int:
+        axes = static_axes(function, axes)
+    return axes, variance, added
+
+
 def scale_factor(function: str, value: Any) -> float:
     """The square root of a target variance; ValueError as `target_variance`."""
     variance = target_variance(function, value)

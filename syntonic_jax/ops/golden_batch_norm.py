@@ -161,7 +161,7 @@ def golden_batch_norm_inference(
     [[2.0], [2.0]]
     """
     name = "golden_batch_norm_inference"
-    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
+    axis, target_variance, epsilon = _check.static_norm(name, axis, target_variance, epsilon)
     return _golden_batch_norm_inference(
         x, mean, var, scale, bias, axis, target_variance, epsilon, dtype, implementation
     )
@@ -197,7 +197,7 @@ def _called(
 ):  # fmt: skip
     """The call with what is static as jit can hash it."""
     name = "golden_batch_norm"
-    axis, target_variance, epsilon = _static(name, axis, target_variance, epsilon)
+    axis, target_variance, epsilon = _check.static_norm(name, axis, target_variance, epsilon)
     if isinstance(axis_name, list):
         axis_name = tuple(axis_name)
     if axis_index_groups is not None:
@@ -206,17 +206,6 @@ def _called(
         x, scale, bias, where, axis, target_variance, epsilon, dtype, implementation, axis_name,
         axis_index_groups, finite,
     )  # fmt: skip
-
-
-def _static(name: str, axis, target_variance, epsilon) -> tuple[Any, Any, float]:
-    """Axis, target variance and epsilon as jit can hash them; checked, as it takes 1 for True."""
-    if type(epsilon) is not float:
-        epsilon = _check.epsilon(name, epsilon)
-    if type(target_variance) is not str:
-        target_variance = _check.target_variance(name, target_variance)
-    if type(axis) is not int:
-        axis = _check.static_axes(name, axis)
-    return axis, target_variance, epsilon
 
 
 @_public.jit(

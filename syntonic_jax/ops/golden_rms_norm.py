@@ -64,13 +64,7 @@ def golden_rms_norm(
     (array([0.2871, 0.5741, 0.8612, 1.1482], dtype=float32), 0.618)
     """
     name = "golden_rms_norm"
-    # jit hashes what is static and takes 1 for True: what is unusual is checked before it.
-    if type(epsilon) is not float:
-        epsilon = _check.epsilon(name, epsilon)
-    if type(target_variance) is not str:
-        target_variance = _check.target_variance(name, target_variance)
-    if type(axis) is not int:
-        axis = _check.static_axes(name, axis)
+    axis, target_variance, epsilon = _check.static_norm(name, axis, target_variance, epsilon)
     return _golden_rms_norm(
         x, scale, axis, epsilon, target_variance, _check.finite(name, "scale_offset", scale_offset),
         dtype, implementation,

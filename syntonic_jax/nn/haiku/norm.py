@@ -16,6 +16,22 @@ with required("haiku", "haiku"):
     import haiku as hk
 
 
+def reduced_and_held(
+    layer: str, shape: tuple[int, ...], axis: Any, param_axis: Any
+) -> tuple[tuple[int, ...], list[int]]:
+    """The axes that a norm of rows reduces, and the shape in which Haiku holds its parameters."""
+
+    def axes(argument: str, given: Any) -> tuple[int, ...]:
+        if isinstance(given, slice):
+            given = range(len(shape))[given]
+        return sorted_axes(layer, argument, given, len(shape))
+
+    reduced, varying = axes("axis", axis), axes("param_axis", param_axis)
+    if varying == (len(shape) - 1,):
+        return reduced, list(shape[-1:])  # as in Haiku, for the sake of old checkpoints
+    return reduced, [n if a in varying else 1 for a, n in enumerate(shape)]
+
+
 class _Norm(hk.Module):
     """The parameters of a normalisation, created or passed."""
 
@@ -323,17 +339,7 @@ class GoldenLayerNorm(_Norm):
         """
         name = "GoldenLayerNorm"
         _check.floating(name, inputs=inputs)
-        shape = jnp.shape(inputs)
-
-        def axes(argument: str, given: Any) -> tuple[int, ...]:
-            if isinstance(given, slice):
-                given = range(len(shape))[given]
-            return sorted_axes(name, argument, given, len(shape))
-
-        reduced, varying = axes("axis", self.axis), axes("param_axis", self.param_axis)
-        held = [n if a in varying else 1 for a, n in enumerate(shape)]
-        if varying == (len(shape) - 1,):
-            held = held[-1:]  # as in hk.LayerNorm, for the sake of old checkpoints
+        reduced, held = reduced_and_held(name, jnp.shape(inputs), self.axis, self.param_axis)
         scale, offset, dtype = self._parameters(inputs, held, scale, offset)
         return layer_norm(
             inputs,

@@ -10,7 +10,9 @@ from syntonic_jax import PhiResidualMode, _check, phi_residual_rmsnorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._shared import arguments
 from syntonic_jax.nn._shared.framework import required
-from syntonic_jax.nn._shared.norm import broadcast_to_rank, rms_norm, sorted_axes
+from syntonic_jax.nn._shared.norm import broadcast_to_rank, rms_norm
+
+from .norm import reduced_and_held
 
 with required("haiku", "haiku"):
     import haiku as hk
@@ -100,17 +102,7 @@ class GoldenRMSNorm(_RMSNorm):
         """The normalised inputs, of their shape."""
         name = "GoldenRMSNorm"
         _check.floating(name, inputs=inputs)
-        shape = jnp.shape(inputs)
-
-        def axes(argument: str, given: Any) -> tuple[int, ...]:
-            if isinstance(given, slice):
-                given = range(len(shape))[given]
-            return sorted_axes(name, argument, given, len(shape))
-
-        reduced, varying = axes("axis", self.axis), axes("param_axis", self.param_axis)
-        held = [n if a in varying else 1 for a, n in enumerate(shape)]
-        if varying == (len(shape) - 1,):
-            held = held[-1:]  # as in hk.RMSNorm, for the sake of old checkpoints
+        reduced, held = reduced_and_held(name, jnp.shape(inputs), self.axis, self.param_axis)
         scale, dtype = self._scale(held, jnp.result_type(inputs))
         (scale,) = broadcast_to_rank(name, inputs, scale=scale)
         return rms_norm(
