@@ -14,7 +14,8 @@ from softmax_layer_contract import NORMS
 from softmax_layers import ATTENTIONS, PATHS
 
 from syntonic_jax import PHI_INV
-from syntonic_jax.nn._shared import softmax as _softmax
+from syntonic_jax.nn._shared import attention as _attention
+from syntonic_jax.ops._attention import folded
 
 POSITIONS, SIZE, SPACING = 7, 64, 8.0
 STEPS = np.array([0.0, 3.0, 1.0, 5.0, 2.0, 4.0, 6.0])
@@ -94,7 +95,7 @@ def test_parts_hold_the_digits_of_float32(dtype, x64):
     query = jnp.zeros((1, 1, 1, 256), dtype)
 
     def summed(added):
-        queries, keys, _ = _softmax._folded(query, key, key, added)
+        queries, keys, _ = folded(query, key, key, added)
         products = queries[0, 0, 0].astype("float64") * keys[0, :, 0].astype("float64")
         return products.sum(-1) / 16
 
@@ -137,7 +138,7 @@ def test_heads_that_leave_no_room(framework, monkeypatch):
         assert path(size, mode="identity", implementation="cudnn") == "none"
     with pytest.raises(ValueError, match="SyntonicAttention: weighting must be 'bias' for heads"):
         path(256, implementation="cudnn", weighting="folded")
-    monkeypatch.setattr(_softmax, "cuda_compute_capabilities", lambda: ("8.0",))
+    monkeypatch.setattr(_attention, "cuda_compute_capabilities", lambda: ("8.0",))
     for size, taken in ((120, "folded"), (128, "bias")):
         assert path(size, implementation="cudnn") == taken
 

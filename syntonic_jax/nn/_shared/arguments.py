@@ -78,3 +78,8 @@ def size(layer: str, least: int = 1, **values: Any) -> None:
 def momentum(layer: str, value: Any, name: str = "momentum") -> Any:
     """A number as a float, whatever type it has; an array without axes as it is."""
     return _check.scalar(layer, name, value)
+
+
+def is_one_of(value: Any, *names: str) -> bool:
+    """Whether it is None or one of these names; comparing an array with them is an array."""
+    return value is None or (isinstance(value, str) and value in names)

@@ -1,9 +1,10 @@
 """Layers for Flax NNX."""
 
+from .attention import SyntonicAttention
 from .norm import GoldenBatchNorm, GoldenLayerNorm
 from .residual import PhiResidual, PhiResidualLayerNorm
 from .rms_norm import GoldenRMSNorm, PhiResidualRMSNorm
-from .softmax import SyntonicAttention, SyntonicClassifier, SyntonicSoftmax
+from .softmax import SyntonicClassifier, SyntonicSoftmax
 
 __all__ = [
     "GoldenBatchNorm",
