@@ -112,6 +112,7 @@ struct Centred {
   using Products = SumPair<A>;  // w and w * xhat
   using Across = CentredAcross<T>;
   static constexpr bool kBias = true;
+  static constexpr bool kTuned = true;  // by tables of its own
 
   template <int N, int K, class Present>
   __device__ static Measure measure(Packed<T, N> (&z)[K], Present present) {

@@ -226,13 +226,17 @@ constexpr auto normalise_ring = rows_in_ring<Normalise<Norm, K, kWhole>, false>;
 template <class Norm>
 constexpr auto ring_for(int packs, bool whole) {
   if (whole) return normalise_ring<Norm, 4, true>;
-  return packs == 2 ? normalise_ring<Norm, 2, false> : normalise_ring<Norm, 4, false>;
+  if constexpr (Norm::kTuned) {
+    if (packs == 2) return normalise_ring<Norm, 2, false>;
+  }
+  return normalise_ring<Norm, 4, false>;
 }
 
 template <class Norm>
 constexpr auto kernel_for(int packs, bool whole) {
   if (!whole) return normalise<Norm, 2, false>;
-  if constexpr (sizeof(typename Norm::T) > 2) {  // what the tables for 16 bits do not ask for
+  if constexpr (Norm::kTuned &&
+                sizeof(typename Norm::T) > 2) {  // what the tables for 16 bits do not ask for
     if (packs == 8) return normalise<Norm, 8, true>;
   }
   return packs == 2 ? normalise<Norm, 2, true> : normalise<Norm, 4, true>;
@@ -244,10 +248,15 @@ bool vector_access(const NormRows& call) {
          all_aligned(call.identity, call.residual, call.scale, call.bias, call.y, call.z);
 }
 
-template <class T>
+template <class Norm>
 const RowTuning& tuning(const NormRows& call) {
-  if (!vector_access<T>(call)) {
-    if (!all_aligned(call.identity, call.residual, call.y, call.z)) return kForwardUnaligned;
+  using T = typename Norm::T;
+  const bool whole = vector_access<T>(call);
+  if (!whole && !all_aligned(call.identity, call.residual, call.y, call.z)) {
+    return kForwardUnaligned;
+  }
+  if (!Norm::kTuned) return whole ? kUntunedForward : kUntunedForwardRagged;
+  if (!whole) {
     return sizeof(T) == 2 ? kForwardRagged16 : kForwardRagged;
   }
   if (call.residual) return kForward;
@@ -305,7 +314,8 @@ Status norm_rows(Stream stream, const NormRows& call) {
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto kernel = norm::normalise<Norm<T>, 4, true>;
-    const RowPlan plan = plan_rows(call.rows.width, kVector<T>, kernel, norm::tuning<T>(call));
+    const RowPlan plan =
+        plan_rows(call.rows.width, kVector<T>, kernel, norm::tuning<Norm<T>>(call));
     return norm::run<Norm<T>>(stream, call, plan);
   });
 }

@@ -221,7 +221,7 @@ template <class Norm, int K, bool kWhole, bool kEarly = false, int R = 1>
 constexpr auto pull_back = rows_in_ring<PullBack<Norm, K, kWhole, R>, kEarly>;
 
 template <class Norm>
-constexpr auto kernel_for(const RowPlan& plan, bool whole) {
+constexpr auto tuned_kernel_for(const RowPlan& plan, bool whole) {
   if (!whole) {
     return plan.rows == 2 ? pull_back<Norm, 2, false, false, 2> : pull_back<Norm, 2, false>;
   }
@@ -236,6 +236,16 @@ constexpr auto kernel_for(const RowPlan& plan, bool whole) {
                            : pull_back<Norm, 2, true>;
 }
 
+// Of what is not tuned the two kernels that its tables ask for.
+template <class Norm>
+constexpr auto kernel_for(const RowPlan& plan, bool whole) {
+  if constexpr (Norm::kTuned) {
+    return tuned_kernel_for<Norm>(plan, whole);
+  } else {
+    return whole ? pull_back<Norm, 2, true, true> : pull_back<Norm, 2, false>;
+  }
+}
+
 template <class T>
 bool vector_access(const NormRowsCotangent& call) {
   return call.rows.width % kVector<T> == 0 &&
@@ -243,9 +253,12 @@ bool vector_access(const NormRowsCotangent& call) {
                      call.d_scale, call.d_bias, call.scratch);
 }
 
-template <class T>
+template <class Norm>
 const RowTuning& tuning(const NormRowsCotangent& call) {
-  if (!vector_access<T>(call)) return kCotangentRagged;
+  using T = typename Norm::T;
+  const bool whole = vector_access<T>(call);
+  if (!Norm::kTuned) return whole ? kUntunedCotangent : kUntunedCotangentRagged;
+  if (!whole) return kCotangentRagged;
   if (sizeof(T) == 2) return call.ct_z ? kCotangent16 : kPlainCotangent16;
   return call.ct_z ? kCotangent : kPlainCotangent;
 }
@@ -338,9 +351,9 @@ Status norm_rows_cotangent(Stream stream, const NormRowsCotangent& call) {
   }
   return with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto kernel = norm_cotangent::pull_back<Norm<T>, 2, true>;
+    const auto kernel = norm_cotangent::kernel_for<Norm<T>>({.packs = 2}, true);
     const RowPlan plan =
-        plan_rows(call.rows.width, kVector<T>, kernel, norm_cotangent::tuning<T>(call));
+        plan_rows(call.rows.width, kVector<T>, kernel, norm_cotangent::tuning<Norm<T>>(call));
     return norm_cotangent::run<Norm<T>>(stream, call, plan);
   });
 }

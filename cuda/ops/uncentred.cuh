@@ -63,6 +63,7 @@ struct Uncentred {
   using Products = Sum<A>;  // of w * xhat
   using Across = UncentredAcross<T>;
   static constexpr bool kBias = false;
+  static constexpr bool kTuned = false;
 
   template <int N, int K, class Present>
   __device__ static Measure measure(Packed<T, N> (&z)[K], Present present) {

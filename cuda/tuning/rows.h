@@ -167,6 +167,24 @@ constexpr RowTuning kPlainCotangent = {
              {.cluster = 16, .stages = 2}},
 };
 
+// ---- RMS norms: not measured ----
+//
+// The fewest kernels that take every width, with numbers that served the layer norm at most of
+// them.
+
+constexpr RowTuning kUntunedForward = {
+    .step = {{.upto = 32, .packs = 2}, {.upto = 2048}, {.cluster = 16, .stages = 3}},
+};
+constexpr RowTuning kUntunedForwardRagged = {
+    .step = {{.upto = 32, .packs = 2}, {.cluster = 16, .more = 1, .stages = 2}},
+};
+constexpr RowTuning kUntunedCotangent = {
+    .step = {{.packs = 2, .block = 256, .cluster = 16, .stages = 3, .early = true}},
+};
+constexpr RowTuning kUntunedCotangentRagged = {
+    .step = {{.packs = 2, .block = 256, .cluster = 16, .more = 1, .stages = 3}},
+};
+
 // ---- softmax: found on an H100 ----
 
 constexpr RowTuning kPlainSoftmax = {
