@@ -101,7 +101,8 @@ class CentredAcross {
   A at_zero_ = 0;
 };
 
-// Measures that the kernels of norms take: of the numbers of a row z, and of its gradient.
+// What the kernels of a norm ask: how a row is measured, what is kept of it, how it is normalised,
+// and which sums its gradient takes.
 template <class T_>
 struct Centred {
   using T = T_;
@@ -137,7 +138,7 @@ struct Centred {
       sums.second += w * xhat[e];
     }
   }
-  // The means of what sums are.
+  // Calls f with each of the sums.
   template <class F>
   __device__ static void for_each(Products& sums, F f) {
     f(sums.first);

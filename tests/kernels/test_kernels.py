@@ -6,22 +6,17 @@ What only a GPU shows is in tests/gpu: clusters, background copies, large shapes
 import functools
 
 import batch_norm_check
-import double
 import emulator
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-import rms_check
 from elementwise_range_check import ACTIVATIONS, check_activation, check_stores, check_sums
-from layernorm_check import any_range, estimates, estimates_of_any_range, value_and_cotangents
-from layernorm_check import draw as draw_layernorm
 from norm_range_check import CASES, check_norm
 from softmax_cases import FUNCTIONS, MODES, check, draw
 
 from syntonic_jax import (
-    _custom_call,
     crystallize,
     golden_batch_norm,
     golden_gelu,
@@ -36,23 +31,6 @@ pytestmark = [
     pytest.mark.usefixtures("x64", "emulated"),
     pytest.mark.skipif(not emulator.available(), reason="fibers are those of Linux"),
 ]
-
-
-@pytest.fixture(scope="module")
-def emulated():
-    """Has the custom calls of this module served by the emulated kernels."""
-    double.install()  # has them emitted
-    for name, stages in emulator.targets().items():
-        jax.ffi.register_ffi_target(name + "_emulated", stages, platform="cpu")
-        jax.ffi.register_ffi_target_as_batch_partitionable(name + "_emulated")
-    call = _custom_call._call
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            _custom_call, "_call", lambda target, *a, **k: call(target + "_emulated", *a, **k)
-        )
-        jax.clear_caches()
-        yield
-    jax.clear_caches()
 
 
 SHAPES = [  # and the axis of the softmax
@@ -192,41 +170,6 @@ def test_crystallize_to_float64(dtype, rng):
     assert (np.abs(ours - theirs) <= oracles.ulp(theirs, "float64")).all()
     narrow = crystallize(x, dtype="float32", implementation="cuda")
     np.testing.assert_allclose(narrow, ours, rtol=2 * oracles.unit("float32"))
-
-
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("shape", [(5, 7), (9, 33), (7, 768), (5, 1001), (3, 5000), (2, 20000)])
-def test_layernorm(shape, dtype, rng):
-    operands, cotangents = draw_layernorm(rng, shape, dtype)
-    (y, z), gradients = value_and_cotangents(operands, cotangents, "cuda")
-    exact = estimates(operands, cotangents, z)
-    for name, actual in zip(exact, (z, y, *gradients), strict=True):
-        oracles.assert_close(actual, exact[name], name)
-
-
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("width", [4, 33, 1000, 1033, 20000])
-def test_layernorm_of_rows_of_any_range(width, dtype, rng):
-    operands, cotangents = any_range(rng, width, dtype)
-    exact = estimates_of_any_range(operands, cotangents, 0.0)
-    (y, _), pulled = value_and_cotangents(operands, cotangents, "cuda", (("epsilon", 0.0),))
-    for (name, estimate), actual in zip(exact.items(), (y, *pulled), strict=True):
-        oracles.assert_close(actual, estimate, name)
-
-
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("shape", [(5, 7), (9, 33), (7, 768), (5, 1001), (3, 5000), (2, 20000)])
-def test_rms_norm(shape, dtype, rng):
-    x, ct, scale = rms_check.draw(rng, shape, dtype)
-    rms_check.check("cuda", x, ct, scale)
-    rms_check.check("cuda", x, ct)
-    rms_check.check_residual("cuda", shape, dtype, "phi", rng)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("width", [4, 33, 1000, 1033, 20000])
-def test_rms_norm_of_rows_of_any_range(width, dtype, rng):
-    rms_check.check_any_range("cuda", width, dtype, rng)
 
 
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
