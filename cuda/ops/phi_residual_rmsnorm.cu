@@ -1,7 +1,6 @@
 // The kernels of golden_rms_norm, with a residual.
-#include "ops/phi_residual_rmsnorm.h"
-
 #include "ops/golden_rms_norm.h"
+#include "ops/phi_residual_rmsnorm.h"
 
 namespace syntonic {
 
