@@ -46,11 +46,6 @@ def batch_rows(primitive: Primitive, kinds: Kinds) -> None:
     _primitive.batched(primitive, rule)
 
 
-def masked(kinds: Sequence[str], mask: Sequence[bool]) -> list[str]:
-    """The kinds of those values that a mask of a linear primitive says there are."""
-    return [kind for kind, m in zip(kinds, mask) if m]
-
-
 def batch_elementwise(primitive: Primitive) -> None:
     """vmap of a primitive all of whose values have one shape."""
 

@@ -18,16 +18,9 @@ Implementation = Literal["cuda", "xla"]
 # jnp. All public functions are here, for the report; some are calls of another, which decides. What
 # is declared (_operation.py) says it there, and is added when it is imported.
 _PREFERRED: dict[str, Implementation] = {
-    "phi_residual": "xla",
     "phi_residual_relu": "xla",
     "phi_residual_gelu": "xla",
-    "golden_batch_norm": "cuda",
-    "golden_batch_norm_inference": "xla",
     "output_statistics": "cuda",
-    "residual_component_norm": "xla",
-    "syntonic_softmax": "cuda",
-    "syntonic_log_softmax": "cuda",
-    "syntonic_cross_entropy": "cuda",
     "crystallize": "cuda",
 }
 OPERATIONS = _PREFERRED.keys()

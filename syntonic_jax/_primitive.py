@@ -2,10 +2,10 @@
 
 An operation is up to three primitives:
 
-* ``stem`` computes the results; bound with ``residuals=True`` it also returns what the backward
-  pass needs;
-* ``stem_tangent(*residuals, *tangents)`` is linear in the tangents, and its transpose is
-* ``stem_cotangent(*residuals, *cotangents)``, linear in the cotangents, its transpose being the
+* ``stem`` computes those of its results that the mask ``outputs`` names, among them what the
+  backward pass needs;
+* ``stem_tangent(*saved, *tangents)`` is linear in the tangents, and its transpose is
+* ``stem_cotangent(*saved, *cotangents)``, linear in the cotangents, its transpose being the
   tangent primitive again.
 
 The last two share their static parameters. Two of these are masks: ``inputs`` says which inputs

@@ -41,15 +41,16 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   call.finite("residual_scale", residual_scale);
   call.in_range("activation", activation, 0, 3);
   const bool saves = activation != static_cast<int32_t>(Activation::none);
-  const Array saved = saves ? call.operand("saved") : Array{};
-  const Array ct = call.operand("ct");
+  // relu may leave its value instead of its argument.
+  const bool of_y = activation == static_cast<int32_t>(Activation::relu) && call.has_operand("y");
+  const Array saved = saves ? call.operand(of_y ? "y" : "z") : Array{};
+  const Array ct = call.operand("ct_y");
   const Array d_identity = call.optional_result("d_identity");
   const Array d_residual = call.optional_result("d_residual");
   const DType dtype = d_identity.present() ? d_identity.dtype : d_residual.dtype;
-  const bool may_be_y = activation == static_cast<int32_t>(Activation::relu);
   for (const Array& array : {saved, d_identity, d_residual}) call.has_shape_of(array, ct);
   for (const Array& array : {d_identity, d_residual}) call.has_dtype(array, dtype);
-  call.has_dtype(saved, may_be_y && saved.dtype == ct.dtype ? ct.dtype : dtype);
+  call.has_dtype(saved, of_y ? ct.dtype : dtype);
   const PhiResidualCotangent arguments{
       .saved = saved.data,
       .ct = ct.data,

@@ -42,7 +42,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   const Array labels = read_labels(call, logits);
   const Array max = call.operand("max");
   const Array log_sum = call.operand("log_sum");
-  const Array ct = call.operand("ct");
+  const Array ct = call.operand("ct_loss");
   const Array d_z = call.optional_result("d_z");
   const Array d_bias = call.optional_result("d_bias");
   const Array scratch = d_bias.present() ? call.result("scratch") : Array{};

@@ -36,7 +36,7 @@ ffi::Error run_cotangent(Stream stream, ffi::RemainingArgs operands, ffi::Remain
   call.require(log || (!logits.bias && !logits.weights), "takes no bias and no weights beside y");
   const Array max = log ? call.operand("max") : Array{};
   const Array log_sum = log ? call.operand("log_sum") : Array{};
-  const Array ct = call.operand("ct");
+  const Array ct = call.operand("ct_y");
   const Array d_z = call.optional_result("d_z");
   const Array d_bias = call.optional_result("d_bias");
   const Array scratch = d_bias.present() ? call.result("scratch") : Array{};

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _check, _dispatch
+from .._kernel_calls import Kernels
 from .._numerics import accumulation_dtype, round_to, widen
 from .._operation import Input, Operation, Output
 from ..modes import check_mode
 from ._merged_axes import merge_of, spec_of_formula
 from ._norm_arithmetic import is_ordinary, scratch_size
-from .phi_residual import branch_scales, golden_sum
+from .phi_residual import branch_scales, golden_sum, one_gradient
 
 
 class Norm(NamedTuple):
@@ -63,7 +64,8 @@ def norm_of_rows(name: str, norm: Norm, default: _dispatch.Implementation = "cud
             norm, x, parameters, epsilon, scale_factor, groups, dtype, of=x.dtype, one_cpu=one_cpu
         )
 
-    def tangent(saved, tangents, *, scale_factor, dtype, groups):
+    def tangent(saved, tangents, *, scale_factor, dtype, data_dtype, groups):
+        del data_dtype
         x, statistics, scale = saved
         dx, *d_parameters = tangents
         dx = jnp.zeros_like(widen(x)) if dx is None else widen(dx)
@@ -72,13 +74,13 @@ def norm_of_rows(name: str, norm: Norm, default: _dispatch.Implementation = "cud
         )
         return dy.astype(dtype), d_statistics
 
-    def cotangent(saved, cotangents, *, scale_factor, dtype, groups, ordinary=False):
+    def cotangent(saved, cotangents, *, scale_factor, dtype, data_dtype, groups, ordinary=False):
         del dtype
         x, statistics, scale = saved
         dx, *d_parameters = norm.vjp(
             x, statistics, scale, *cotangents, scale_factor, groups, ordinary
         )
-        return dx.astype(x.dtype), *d_parameters[: 1 + norm.bias]
+        return dx.astype(data_dtype), *d_parameters[: 1 + norm.bias]
 
     def attributes(*, epsilon, scale_factor, **_):
         return {"epsilon": epsilon, "scale_factor": scale_factor}
@@ -96,8 +98,9 @@ def norm_of_rows(name: str, norm: Norm, default: _dispatch.Implementation = "cud
         reference=reference,
         tangent=tangent,
         cotangent=cotangent,
-        attributes=attributes,
-        cotangent_attributes=cotangent_attributes,
+        kernels=Kernels(
+            attributes=attributes, cotangent_attributes=cotangent_attributes, scratch=scratch_size
+        ),
     )
 
 
@@ -117,7 +120,7 @@ def norm_of_sum(name: str, norm: Norm, default: _dispatch.Implementation = "cuda
         )
         return y, z.astype(identity.dtype), statistics
 
-    def tangent(saved, tangents, *, mode, scale_factor, dtype, groups):
+    def tangent(saved, tangents, *, mode, scale_factor, dtype, data_dtype, groups):
         z, statistics, scale = saved
         branches, d_parameters = tangents[:2], tangents[2:]
         dz = jnp.zeros_like(widen(z))
@@ -127,9 +130,11 @@ def norm_of_sum(name: str, norm: Norm, default: _dispatch.Implementation = "cuda
         dy, d_statistics = norm.jvp(
             z, statistics, scale, dz, *_both(d_parameters), scale_factor, groups
         )
-        return dy.astype(dtype), dz.astype(z.dtype), d_statistics
+        return dy.astype(dtype), dz.astype(data_dtype), d_statistics
 
-    def cotangent(saved, cotangents, *, mode, scale_factor, dtype, groups, ordinary=False):
+    def cotangent(
+        saved, cotangents, *, mode, scale_factor, dtype, data_dtype, groups, ordinary=False
+    ):
         del dtype
         z, statistics, scale = saved
         ct_y, ct_z, ct_statistics = cotangents
@@ -138,7 +143,7 @@ def norm_of_sum(name: str, norm: Norm, default: _dispatch.Implementation = "cuda
         )
         if ct_z is not None:
             dz = dz + widen(ct_z)
-        branches = [(coefficient * dz).astype(z.dtype) for coefficient in branch_scales(mode)]
+        branches = [(coefficient * dz).astype(data_dtype) for coefficient in branch_scales(mode)]
         return *branches, *d_parameters[: 1 + norm.bias]
 
     def attributes(*, mode, epsilon, scale_factor, **_):
@@ -157,10 +162,6 @@ def norm_of_sum(name: str, norm: Norm, default: _dispatch.Implementation = "cuda
             "scale_factor": scale_factor,
         }
 
-    def one_gradient(*, mode, **_) -> bool:
-        identity_scale, residual_scale = branch_scales(mode)
-        return identity_scale == residual_scale
-
     return _declared(
         name,
         norm,
@@ -171,9 +172,12 @@ def norm_of_sum(name: str, norm: Norm, default: _dispatch.Implementation = "cuda
         reference=reference,
         tangent=tangent,
         cotangent=cotangent,
-        attributes=attributes,
-        cotangent_attributes=cotangent_attributes,
-        twins=one_gradient,
+        kernels=Kernels(
+            attributes=attributes,
+            cotangent_attributes=cotangent_attributes,
+            twins=one_gradient,
+            scratch=scratch_size,
+        ),
     )
 
 
@@ -188,11 +192,10 @@ def _declared(name, norm: Norm, *, inputs, outputs, saved, **forms) -> Operation
         outputs=(*outputs, statistics),
         saved=(saved, "statistics", "scale"),
         forward_only=("epsilon",),
-        scratch=scratch_size,
         on_cpu=_on_cpu,
         cotangent_on_cpu=functools.partial(_cotangent_on_cpu, norm.is_ordinary),
         # Where a row has neither variance nor ε, and is divided by zero, for `checkify`.
-        divides_by_zero=lambda results: jnp.isinf(results[-1][..., norm.slope]),
+        divides_by_zero=lambda results, **_: jnp.isinf(results[-1][..., norm.slope]),
         **forms,
     )
 

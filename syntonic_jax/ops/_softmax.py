@@ -1,8 +1,8 @@
 """What the softmax operations share: their arguments, logits, and probabilities, in jnp.
 
 Rows are [*G, *R, width, *T], G being the group dimensions (_batching.py) and T the axes behind the
-one that the softmax runs along, as many as `Form.trailing` says: nothing is transposed. Numbers of
-a row are [*G, *R, *T] and parameters [*G, width], both in the accumulation type.
+one that the softmax runs along, as many as `trailing` says: nothing is transposed. Numbers of a row
+are [*G, *R, *T] and parameters [*G, width], both in the accumulation type.
 
 A row's normaliser is kept in two numbers: its largest logit, and the logarithm of the total of
 exp(z − largest). Their sum would lose the digits of the second where logits are large. Only the sum
@@ -11,20 +11,18 @@ means anything, so the largest logit counts as a constant in every derivative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
 
 from .. import _check
-from .._batching import masked
 from .._numerics import accumulation_dtype, widen
-from .._primitive import bind, is_zero, zero_like
+from .._operation import Input, Output
 from ..constants import PHI_INV
-from ._batch_norm.channels import spread
+from ._batch_norm import channels
 
 FLOOR = 1e-10  # of weights, before their logarithm
 
@@ -41,42 +39,27 @@ class Logits(NamedTuple):
     scale: Any = None
     mask: Any = None  # row of booleans
 
-    def present(self) -> list[Any]:
-        """The operands of a primitive that begins with these."""
-        return [part for part in self if part is not None]
+
+# The inputs of an operation that begins with these, and by what their derivatives are taken: z, and
+# the bias where it is there. Weights and their scale enter z by elementwise arithmetic.
+LOGIT_INPUTS = (
+    Input("x"),
+    Input("bias", "parameter"),
+    Input("weights"),
+    Input("scale", "scalar"),
+    Input("mask"),
+)
+MOVED = (Input("z"), Input("bias", "parameter"))
 
 
-class Form(NamedTuple):
-    """Which parts logits have, and how many axes lie behind the reduced one: static."""
+def axis_of(row: Any, trailing: int) -> int:
+    """The axis along which the softmax runs."""
+    return row.ndim - 1 - trailing
 
-    bias: bool
-    weights: bool
-    mask: bool
-    trailing: int
 
-    def split(self, operands: Sequence[Any]) -> tuple[Logits, tuple[Any, ...]]:
-        """The parts of the logits, from operands that begin with them, and the other operands."""
-        values = iter(operands)
-        exists = (True, self.bias, self.weights, self.weights, self.mask)
-        logits = Logits(*(next(values) if e else None for e in exists))
-        return logits, tuple(values)
-
-    def kinds(self) -> list[str]:
-        """The kinds (_batching.py) of the operands of `split`."""
-        return (
-            ["row"]
-            + ["parameter"] * self.bias
-            + ["row", "parameter"] * self.weights
-            + ["row"] * self.mask
-        )
-
-    def axis(self, row: Any) -> int:
-        """The axis along which the softmax runs."""
-        return row.ndim - 1 - self.trailing
-
-    def spread(self, parameter: Any, row: Any, groups: int) -> Any:
-        """A parameter in a shape that broadcasts against `row`."""
-        return spread(parameter, row, groups, (1, self.trailing))
+def spread(parameter: Any, row: Any, trailing: int, groups: int) -> Any:
+    """A parameter in a shape that broadcasts against `row`."""
+    return channels.spread(parameter, row, groups, (1, trailing))
 
 
 # -------------------------------------------------------------------------------- arguments
@@ -91,8 +74,11 @@ def checked_scale(function: str, scale: Any) -> Any:
 
 def prepare(
     function: str, x: Any, mode_norms, syntony, scale, axis, where, *, of: str = "x"
-) -> tuple[Logits, Form]:
-    """The logits of arguments, which are checked here, but for scale; `of` is the name of x."""
+) -> tuple[Logits, int]:
+    """The logits of arguments, and the axes behind the one that the softmax runs along.
+
+    The arguments are checked here, but for scale; `of` is the name of x.
+    """
     _check.floating(function, **{of: x})
     x = jnp.asarray(x)
     if x.ndim == 0:
@@ -123,8 +109,7 @@ def prepare(
     if where is not None:
         mask = _check.mask(function, where, x.shape, of)
     logits = Logits(x, bias, weights, None if weights is None else scale.reshape(1), mask)
-    form = Form(bias is not None, weights is not None, mask is not None, x.ndim - 1 - axis)
-    return logits, form
+    return logits, x.ndim - 1 - axis
 
 
 def log_weights(mode_norms: Any, syntony: Any, scale: Any, dtype: Any) -> Any:
@@ -162,7 +147,7 @@ def _product(factor: Any, values: Any) -> Any:
 # -------------------------------------------------------------------------------- reference
 
 
-def logits_of(parts: Logits, form: Form, groups: int, hide: bool = True) -> Any:
+def logits_of(parts: Logits, trailing: int, groups: int, hide: bool = True) -> Any:
     """z in the accumulation type; whatever it is under the mask, no derivative is NaN for it.
 
     What is never differentiated itself, as a forward pass, need not `hide` what lies there.
@@ -170,46 +155,46 @@ def logits_of(parts: Logits, form: Form, groups: int, hide: bool = True) -> Any:
     x, bias, *_ = parts
     z = select(parts.mask, widen(x), 0) if hide else widen(x)
     if bias is not None:
-        z = z + form.spread(bias, x, groups)
+        z = z + spread(bias, x, trailing, groups)
     if parts.weights is not None:
-        z = z + _weighting(parts.weights, parts.scale, form, groups)
+        z = z + _weighting(parts.weights, parts.scale, trailing, groups)
     return z
 
 
-def normaliser(z: Any, parts: Logits, form: Form) -> tuple[Any, Any]:
+def normaliser(z: Any, parts: Logits, trailing: int) -> tuple[Any, Any]:
     """The largest unmasked logit of every row, and Σ exp(z − largest); −inf and 0 without any.
 
     Where z is x, the largest is sought in the type of x, which has half the bytes.
     """
-    axis = form.axis(z)
-    sought = z if form.bias or form.weights else parts.x
+    axis = axis_of(z, trailing)
+    sought = parts.x if parts.bias is None and parts.weights is None else z
     largest = widen(jnp.max(select(parts.mask, sought, -jnp.inf), axis, initial=-jnp.inf))
     terms = select(parts.mask, jnp.exp(z - jnp.expand_dims(largest, axis)), 0)
     return largest, terms.sum(axis)
 
 
-def softmax(z: Any, parts: Logits, form: Form) -> Any:
+def softmax(z: Any, parts: Logits, trailing: int) -> Any:
     """The probabilities, in the forward pass."""
-    axis = form.axis(z)
-    largest, total = normaliser(z, parts, form)
+    axis = axis_of(z, trailing)
+    largest, total = normaliser(z, parts, trailing)
     terms = jnp.exp(z - jnp.expand_dims(largest, axis))
     return select(parts.mask, terms / jnp.expand_dims(total, axis), 0)
 
 
-def log_softmax(z: Any, mask: Any, largest: Any, log_total: Any, form: Form, masked: Any) -> Any:
+def log_softmax(z: Any, mask: Any, largest: Any, log_total: Any, trailing: int, masked: Any) -> Any:
     """z less the normaliser, and `masked` under the mask."""
-    axis = form.axis(z)
+    axis = axis_of(z, trailing)
     shifted = z - jnp.expand_dims(largest, axis)
     return select(mask, shifted - jnp.expand_dims(log_total, axis), masked)
 
 
-def probabilities(parts: Logits, largest, log_total, form: Form, groups: int) -> Any:
+def probabilities(parts: Logits, largest, log_total, trailing: int, groups: int) -> Any:
     """The softmax again, from what the forward pass left. For derivatives, which may be nested.
 
     XLA finds the exponentials of the forward pass in these, where it has both to compile.
     """
-    axis = form.axis(parts.x)
-    shifted = logits_of(parts, form, groups) - jnp.expand_dims(largest, axis)
+    axis = axis_of(parts.x, trailing)
+    shifted = logits_of(parts, trailing, groups) - jnp.expand_dims(largest, axis)
     terms = jnp.exp(select(parts.mask, shifted, 0))
     p = terms * jnp.expand_dims(share(log_total, parts.mask), axis)
     return select(parts.mask, p, 0)
@@ -227,22 +212,19 @@ def share(log_total: Any, mask: Any) -> Any:
     return jnp.where(some, jnp.exp(-jnp.where(some, log_total, 0)), 0)
 
 
-def logit_tangent(tangents, inputs, row, mask, dtype, form: Form, groups: int) -> Any:
-    """The tangent of z, of those of rows and bias that `inputs` says there are; 0 where masked."""
-    values = iter(tangents)
-    dz = next(values).astype(dtype) if inputs[0] else jnp.zeros(row.shape, dtype)
-    if inputs[1]:
-        dz = dz + form.spread(next(values), row, groups)
+def logit_tangent(tangents, row, mask, dtype, trailing: int, groups: int) -> Any:
+    """The tangent of logits, of those of z and the bias, either of which may be None."""
+    dz, d_bias = tangents
+    dz = jnp.zeros(row.shape, dtype) if dz is None else dz.astype(dtype)
+    if d_bias is not None:
+        dz = dz + spread(d_bias, row, trailing, groups)
     return select(mask, dz, 0)
 
 
-def logit_cotangent(ct: Any, inputs, dtype, form: Form, groups: int) -> tuple[Any, ...]:
-    """The cotangents of rows and bias that `inputs` asks for, from that of z."""
-    axis = form.axis(ct)
-    results = (ct.astype(dtype),) if inputs[0] else ()
-    if inputs[1]:
-        results += (ct.sum(tuple(i for i in range(groups, ct.ndim) if i != axis)),)
-    return results
+def logit_cotangent(ct: Any, dtype, trailing: int, groups: int) -> tuple[Any, ...]:
+    """The cotangents of z and the bias, from that of the logits."""
+    axis = axis_of(ct, trailing)
+    return ct.astype(dtype), ct.sum(tuple(i for i in range(groups, ct.ndim) if i != axis))
 
 
 def select(mask: Any, values: Any, masked: Any) -> Any:
@@ -250,31 +232,26 @@ def select(mask: Any, values: Any, masked: Any) -> Any:
     return values if mask is None else jnp.where(mask, values, masked)
 
 
-def _weighting(weights: Any, scale: Any, form: Form, groups: int) -> Any:
+def _weighting(weights: Any, scale: Any, trailing: int, groups: int) -> Any:
     """scale · log(max(weights, 1e-10)), whose derivatives are finite whatever the weights are."""
-    return _product(form.spread(scale, weights, groups), _log(weights))
+    return _product(spread(scale, weights, trailing, groups), _log(weights))
 
 
-# ------------------------------------------------------------------------------------ rules
+# ----------------------------------------------------------------------------- derivatives
 
 
-def input_tangents(
-    primals: Sequence[Any], tangents: Sequence[Any], form: Form, groups: int
-) -> tuple[list[Any], tuple[bool, bool], Any]:
-    """What a tangent primitive takes for the tangents of the logits' parts.
-
-    That of the rows, which weights and their scale enter by elementwise arithmetic, and that of the
-    bias; which of the two there are; and the type of the first.
-    """
-    parts, _ = form.split(primals)
-    moved = Logits(*(None if t is None or is_zero(t) else t for t in form.split(tangents)[0]))
-    dz, dtype = moved.x, parts.x.dtype
+def move(
+    inputs: Sequence[Any], tangents: Sequence[Any], *, trailing: int, groups: int, **_: Any
+) -> tuple[Any, Any]:
+    """The tangents of z and the bias, from those of `LOGIT_INPUTS`."""
+    parts, moved = (Logits(*values[: len(LOGIT_INPUTS)]) for values in (inputs, tangents))
+    dz = moved.x
     names = [name for name in ("weights", "scale") if getattr(moved, name) is not None]
     if names:
 
         def weighting(*values):
             given = {"weights": parts.weights, "scale": parts.scale} | dict(zip(names, values))
-            return _weighting(given["weights"], given["scale"], form, groups)
+            return _weighting(given["weights"], given["scale"], trailing, groups)
 
         _, through = jax.jvp(
             weighting,
@@ -282,55 +259,11 @@ def input_tangents(
             tuple(getattr(moved, name) for name in names),
         )
         dz = through if dz is None else widen(dz) + through
-        dtype = through.dtype
-    given = [t for t in (dz, moved.bias) if t is not None]
-    return given, (dz is not None, moved.bias is not None), dtype
+    return dz, moved.bias
 
 
-def normalised_jvp(forward: Primitive, tangent: Primitive) -> Callable[..., tuple[Any, Any]]:
-    """The jvp rule of a primitive whose derivative needs its operands and the normaliser.
-
-    With residuals=True it returns its result, the largest logit and the logarithm of the total. The
-    tangent primitive takes all operands, these two, and the tangents of rows and bias.
-    """
-
-    def rule(primals, tangents, *, form: Form, residuals, groups, **params):
-        params |= {"form": form, "groups": groups}
-        y, largest, log_total = bind(forward, *primals, residuals=True, **params)
-        given, inputs, row_dtype = input_tangents(primals, tangents, form, groups)
-        results = bind(
-            tangent,
-            *(*primals, largest, log_total, *given),
-            row_dtype=row_dtype,
-            inputs=inputs,
-            outputs=(True, residuals),
-            **params,
-        )
-        if not residuals:
-            return [y], results
-        dy, d_log_total = results
-        return [y, largest, log_total], [dy, zero_like(largest), d_log_total]
-
-    return rule
-
-
-INPUT_KINDS = ("row", "parameter")
-
-
-def normalised_kinds(result: str, labels: bool = False) -> tuple[Callable[..., Any], ...]:
-    """The kinds (_batching.py) of such a primitive, of its tangent and of its cotangent."""
-    results = (result, "vector")
-
-    def residuals(form: Form) -> list[str]:
-        return form.kinds() + ["vector"] * labels + ["vector", "vector"]
-
-    def forward(*, form: Form, **_):
-        return form.kinds() + ["vector"] * labels, [*results, "vector"]
-
-    def tangent(*, form: Form, inputs, outputs, **_):
-        return residuals(form) + masked(INPUT_KINDS, inputs), masked(results, outputs)
-
-    def cotangent(*, form: Form, inputs, outputs, **_):
-        return residuals(form) + masked(results, outputs), masked(INPUT_KINDS, inputs)
-
-    return forward, tangent, cotangent
+# What is kept of a row: its normaliser.
+NORMALISER = (
+    Output("max", "vector", dtype="accumulation", constant=True),
+    Output("log_sum", "vector", dtype="accumulation", inner=True),
+)

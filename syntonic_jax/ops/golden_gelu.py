@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _activation, _check, _dispatch, _public
+from .._geometry import ELEMENTWISE
+from .._kernel_calls import Kernels
 from .._numerics import widen
 from .._operation import Input, Operation, Output
 
@@ -55,17 +57,18 @@ def _reference(x, *, dtype):
     return (_activation.apply("golden_gelu", widen(x)).astype(dtype),)
 
 
-def _tangent(saved, tangents, *, dtype):
+def _tangent(saved, tangents, *, dtype, data_dtype):
+    del data_dtype
     (x,), (dx,) = saved, tangents
     dy = _activation.derivative("golden_gelu", widen(x)) * widen(dx)
     return (dy.astype(dtype),)
 
 
-def _cotangent(saved, cotangents, *, dtype):
+def _cotangent(saved, cotangents, *, dtype, data_dtype):
     del dtype
     (x,), (ct,) = saved, cotangents
     dx = _activation.derivative("golden_gelu", widen(x)) * ct.astype(widen(x).dtype)
-    return (dx.astype(x.dtype),)
+    return (dx.astype(data_dtype),)
 
 
 # ----------------------------------------------------------------------------- declaration
@@ -79,5 +82,6 @@ GOLDEN_GELU = Operation(
     reference=_reference,
     tangent=_tangent,
     cotangent=_cotangent,
-    elementwise=True,
+    kernels=Kernels(),
+    geometry=ELEMENTWISE,
 )

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _activation, _check, _dispatch, _public
-from .._batching import batch_elementwise
-from .._custom_call import elementwise_call
+from .._geometry import ELEMENTWISE
+from .._kernel_calls import Kernels
 from .._numerics import accumulation_dtype, widen
-from .._primitive import bind, define, forward_mode, is_zero, linear, transposes
+from .._operation import Input, Operation, Output
 from ..lattice.resonant import ResonantTensor, exact_phi_residual
 from ..modes import PhiResidualMode, check_mode
 
@@ -191,14 +191,12 @@ def _phi_residual(identity, residual, function, mode, activation, dtype, impleme
     _check.floating(function, identity=identity, residual=residual)
     _check.same_shape(function, identity=identity, residual=residual)
     data_dtype = jnp.result_type(identity, residual)
-    y, *_ = bind(
-        phi_residual_p,
+    (y,) = PHI_RESIDUAL(
         jnp.asarray(identity, data_dtype),
         jnp.asarray(residual, data_dtype),
         mode=mode,
         activation=activation,
         dtype=_check.result_dtype(function, dtype, data_dtype),
-        residuals=False,
         implementation=implementation,
     )
     return y
@@ -221,169 +219,110 @@ def golden_sum(identity: Any, residual: Any, mode: PhiResidualMode) -> Any:
     return jnp.where(jnp.isinf(z), terms, z)
 
 
-def _reference(identity, residual, *, mode, activation, dtype, residuals):
-    z = golden_sum(identity, residual, mode)
-    y = _activation.apply(activation, z).astype(dtype)
-    keeps_sum = residuals and _keeps_sum(activation, dtype, identity.dtype)
-    return (y, z.astype(identity.dtype)) if keeps_sum else (y,)
-
-
-def _keeps_sum(activation: str | None, dtype: Any, data_dtype: Any) -> bool:
-    """Whether the backward pass needs z: that of a plain sum needs nothing.
-
-    Where y suffices z is kept only if y may be 0 where z is not.
-    """
-    if activation is None or not _activation.ACTIVATIONS[activation].of_y:
-        return activation is not None
-    least, least_of_data = (jnp.finfo(t).smallest_normal for t in (dtype, data_dtype))
-    return bool(least > least_of_data)
-
-
 def branch_scales(mode: PhiResidualMode) -> tuple[float, float]:
     """∂z/∂identity and ∂z/∂residual."""
     return mode.sum_scale, mode.sum_scale * mode.residual_scale
 
 
-def _split(operands, activation):
-    """What was saved (nothing without an activation), and the tangents or cotangents."""
-    saved = 0 if activation is None else 1
-    return operands[:saved], iter(operands[saved:])
+def _reference(identity, residual, *, mode, activation, dtype):
+    z = golden_sum(identity, residual, mode)
+    return _activation.apply(activation, z).astype(dtype), z.astype(identity.dtype)
+
+
+def _saved(*, activation, dtype, data_dtype, **_):
+    """y where that suffices, otherwise z; a plain sum needs nothing."""
+    if activation is None:
+        return ()
+    # y may be 0 where z is not.
+    least, least_of_data = (jnp.finfo(t).smallest_normal for t in (dtype, data_dtype))
+    of_y = _activation.ACTIVATIONS[activation].of_y and least <= least_of_data
+    return ("y",) if of_y else ("z",)
 
 
 def _slope(activation, saved, accumulation) -> Any:
     return _activation.derivative(activation, *(x.astype(accumulation) for x in saved))
 
 
-def _tangent_reference(*operands, mode, activation, dtype, data_dtype, inputs, outputs):
+def _tangent(saved, tangents, *, mode, activation, dtype, data_dtype):
     accumulation = accumulation_dtype(data_dtype)
-    saved, tangents = _split(operands, activation)
-    if all(inputs):
-        identity, residual = (t.astype(accumulation) for t in tangents)
-        dz = golden_sum(identity, residual, mode)
+    there = [t for t in tangents if t is not None]
+    if len(there) == 2:
+        dz = golden_sum(there[0], there[1], mode)
     else:
-        dz = branch_scales(mode)[inputs.index(True)] * next(tangents).astype(accumulation)
-    results = []
-    if outputs[0]:
-        results.append((_slope(activation, saved, accumulation) * dz).astype(dtype))
-    if any(outputs[1:]):
-        results.append(dz.astype(data_dtype))
-    return tuple(results)
+        dz = branch_scales(mode)[tangents[0] is None] * widen(there[0])
+    dy = _slope(activation, saved, accumulation) * dz
+    return dy.astype(dtype), dz.astype(data_dtype)
 
 
-def _cotangent_reference(*operands, mode, activation, dtype, data_dtype, inputs, outputs):
+def _cotangent(saved, cotangents, *, mode, activation, dtype, data_dtype):
+    del dtype
     accumulation = accumulation_dtype(data_dtype)
-    saved, cotangents = _split(operands, activation)
-    terms = []
-    if outputs[0]:
-        slope = _slope(activation, saved, accumulation)
-        terms.append(slope * next(cotangents).astype(accumulation))
-    if any(outputs[1:]):
-        terms.append(next(cotangents).astype(accumulation))
-    dz = functools.reduce(operator.add, terms)
-    scales = [scale for scale, wanted in zip(branch_scales(mode), inputs) if wanted]
-    return tuple((scale * dz).astype(data_dtype) for scale in scales)
+    ct_y, ct_z = (None if ct is None else ct.astype(accumulation) for ct in cotangents)
+    terms = [] if ct_y is None else [_slope(activation, saved, accumulation) * ct_y]
+    dz = functools.reduce(operator.add, terms if ct_z is None else [*terms, ct_z])
+    return tuple((scale * dz).astype(data_dtype) for scale in branch_scales(mode))
 
 
-# ------------------------------------------------------------------------------ primitives
+# -------------------------------------------------------------------------------- kernels
 
 
-def _kernel(identity, residual, *, mode, activation, dtype, residuals, devices):
-    if identity.size == 0:
-        return _reference(
-            identity, residual, mode=mode, activation=activation, dtype=dtype, residuals=residuals
-        )
-    keeps_sum = residuals and _keeps_sum(activation, dtype, identity.dtype)
-    return elementwise_call(
-        "syntonic_phi_residual",
-        {"identity": identity, "residual": residual},
-        {"y": dtype, "z": identity.dtype} if keeps_sum else {"y": dtype},
-        sum_scale=mode.sum_scale,
-        residual_scale=mode.residual_scale,
-        activation=_activation.code(activation),
-    )
+def _attributes(*, mode, activation, **_):
+    return {
+        "sum_scale": mode.sum_scale,
+        "residual_scale": mode.residual_scale,
+        "activation": _activation.code(activation),
+    }
 
 
-def _cotangent_kernel(*operands, devices, **params):
-    activation, data_dtype, ct = params["activation"], params["data_dtype"], operands[-1]
-    if ct.size == 0 or any(params["outputs"][1:]):  # a cotangent of z: second order only
-        return _cotangent_reference(*operands, **params)
-    scales = branch_scales(params["mode"])
-    asked = [scale for scale, wanted in zip(scales, params["inputs"]) if wanted]
-    # A gradient for each scale: where the two are equal, one buffer serves both branches. What a
-    # plain sum takes as it is has the cotangent itself for a gradient.
-    gradients = {1.0: ct} if activation is None and ct.dtype == data_dtype else {}
-    missing = set(asked).difference(gradients)
-    wanted = {"d_identity": scales[0], "d_residual": scales[1]}
-    wanted = {name: scale for name, scale in wanted.items() if scale in missing}
-    if scales[0] == scales[1]:
-        wanted.pop("d_residual", None)
-    if wanted:
-        results = elementwise_call(
-            "syntonic_phi_residual_cotangent",
-            dict(zip(("saved", "ct") if activation else ("ct",), operands, strict=True)),
-            dict.fromkeys(wanted, data_dtype),
-            identity_scale=scales[0],
-            residual_scale=scales[1],
-            activation=_activation.code(activation),
-        )
-        gradients.update(zip(wanted.values(), results))
-    return [gradients[scale] for scale in asked]
+def _cotangent_attributes(*, mode, activation, **_):
+    identity_scale, residual_scale = branch_scales(mode)
+    return {
+        "identity_scale": identity_scale,
+        "residual_scale": residual_scale,
+        "activation": _activation.code(activation),
+    }
 
 
-phi_residual_p = define("phi_residual", _reference, operation="phi_residual", kernel=_kernel)
-phi_residual_tangent_p = define(
-    "phi_residual_tangent", _tangent_reference, operation="phi_residual"
-)
-phi_residual_cotangent_p = define(
-    "phi_residual_cotangent",
-    _cotangent_reference,
-    operation="phi_residual",
-    kernel=_cotangent_kernel,
-)
-
-# ----------------------------------------------------------------------------------- rules
+def one_gradient(*, mode, **_) -> bool:
+    """Whether both branches have the same gradient."""
+    identity_scale, residual_scale = branch_scales(mode)
+    return identity_scale == residual_scale
 
 
-def _jvp(primals, tangents, *, residuals, **params):
-    y, *z = bind(phi_residual_p, *primals, residuals=True, **params)
-    saved = [] if params["activation"] is None else [z[0] if z else y]
-    count = 2 if residuals and z else 1
-    results = bind(
-        phi_residual_tangent_p,
-        *saved,
-        *(t for t in tangents if not is_zero(t)),
-        data_dtype=primals[0].dtype,
-        inputs=tuple(not is_zero(t) for t in tangents),
-        outputs=(True,) * count,
-        **params,
-    )
-    return [y, *z][:count], results
+def _passes(*, mode, activation, dtype, data_dtype, **_):
+    """What a plain sum takes as it is has the cotangent itself for a gradient."""
+    if activation is not None or dtype != data_dtype:
+        return ()
+    scales = zip(("identity", "residual"), branch_scales(mode))
+    return [name for name, scale in scales if scale == 1]
 
 
-def _transpose(cotangents, avals, wanted, *, residuals, **params):
-    if params["activation"] is not None:
+# ----------------------------------------------------------------------------- declaration
+
+
+def _check_linear(*, activation, **_):
+    if activation is not None:
         raise NotImplementedError(
             f"phi_residual: it is linear, and has a transpose, only without an activation, "
-            f"got activation={params['activation']!r}"
+            f"got activation={activation!r}"
         )
-    return bind(
-        phi_residual_cotangent_p,
-        *cotangents,
-        data_dtype=avals[0].dtype,
-        inputs=wanted,
-        outputs=(True,),
-        **params,
-    )
 
 
-forward_mode(phi_residual_p, _jvp)
-linear(phi_residual_p, _transpose)
-transposes(
-    phi_residual_tangent_p,
-    phi_residual_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    reach=((True, True), (True, True)),
+PHI_RESIDUAL = Operation(
+    name="phi_residual",
+    inputs=(Input("identity"), Input("residual")),
+    outputs=(Output("y", dtype="dtype"), Output("z", inner=True)),
+    saved=_saved,
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    linear_if=_check_linear,
+    kernels=Kernels(
+        attributes=_attributes,
+        cotangent_attributes=_cotangent_attributes,
+        twins=one_gradient,
+        passes=_passes,
+    ),
+    default="xla",
+    geometry=ELEMENTWISE,
 )
-for _primitive in (phi_residual_p, phi_residual_tangent_p, phi_residual_cotangent_p):
-    batch_elementwise(_primitive)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _dispatch, _public
-from .._batching import batch_groups
 from .._custom_call import Value, row_call
+from .._geometry import GROUPS
+from .._kernel_calls import KernelsByHand
 from .._numerics import accumulation_dtype, widen
-from .._primitive import bind, define, forward_mode, transposes
+from .._operation import Input, Operation, Output
 from ..modes import PhiResidualMode, check_mode
 from .phi_residual import branch_scales
 
@@ -58,12 +59,8 @@ def _residual_component_norm(residual, mode, implementation):
     mode = check_mode(name, mode)
     _dispatch.check_implementation(name, implementation)
     _check.floating(name, residual=residual)
-    (norm,) = bind(
-        residual_component_norm_p,
-        jnp.asarray(residual),
-        coefficient=branch_scales(mode)[1],
-        groups=0,
-        implementation=implementation,
+    (norm,) = RESIDUAL_COMPONENT_NORM(
+        jnp.asarray(residual), coefficient=branch_scales(mode)[1], implementation=implementation
     )
     return norm
 
@@ -122,19 +119,23 @@ def _reference(x, *, coefficient, groups):
     return (jnp.where(total > most, large, jnp.where(total < least, small, norm)),)
 
 
-def _on_cpu(x, *, coefficient, groups, devices):
+def _on_cpu(reference):
     """The same for where three sums take three times as long as one, and a branch is nothing."""
-    if devices > 1:  # all would have to ask each other
-        return _reference(x, coefficient=coefficient, groups=groups)
-    total = _sum_of_squares(widen(x), groups)
-    usual = jnp.array(True) if x.dtype == jnp.float16 else jnp.all(_in_range(total))
-    return jax.lax.cond(
-        usual,
-        lambda x, total: (coefficient * jnp.sqrt(total),),
-        lambda x, total: _reference(x, coefficient=coefficient, groups=groups),
-        x,
-        total,
-    )
+
+    def form(x, *, coefficient, groups, devices):
+        if devices > 1:  # all would have to ask each other
+            return reference(x, coefficient=coefficient, groups=groups)
+        total = _sum_of_squares(widen(x), groups)
+        usual = jnp.array(True) if x.dtype == jnp.float16 else jnp.all(_in_range(total))
+        return jax.lax.cond(
+            usual,
+            lambda x, total: (coefficient * jnp.sqrt(total),),
+            lambda x, total: reference(x, coefficient=coefficient, groups=groups),
+            x,
+            total,
+        )
+
+    return form
 
 
 def _norm_of_sums(sums, coefficient):
@@ -173,29 +174,31 @@ def _slope(norm, coefficient):
     return jnp.where(zero, 0, first), jnp.where(zero, 0, second)
 
 
-def _tangent_reference(x, norm, dx, *, coefficient, groups, inputs, outputs):
+def _tangent(saved, tangents, *, coefficient, groups, data_dtype):
+    del data_dtype
+    (x, norm), (dx,) = saved, tangents
     first, second = _slope(norm, coefficient)
     along = (widen(x) * _spread(first, x)) * (widen(dx) * _spread(second, x))
     return (along.sum(tuple(range(groups, x.ndim))),)
 
 
-def _cotangent_reference(x, norm, ct, *, coefficient, groups, inputs, outputs):
+def _cotangent(saved, cotangents, *, coefficient, groups, data_dtype):
+    del groups
+    (x, norm), (ct,) = saved, cotangents
     first, second = _slope(norm, coefficient)
-    return ((widen(x) * _spread(first, x) * _spread(second * ct, x)).astype(x.dtype),)
+    return ((widen(x) * _spread(first, x) * _spread(second * ct, x)).astype(data_dtype),)
 
 
 def _spread(number, x):
     return number.reshape(number.shape + (1,) * (x.ndim - number.ndim))
 
 
-# ------------------------------------------------------------------------------ primitives
+# -------------------------------------------------------------------------------- kernels
 
 _SCRATCH_ELEMENTS = 3 * 4096  # workers that may leave sums: a few for each multiprocessor
 
 
-def _kernel(x, *, coefficient, groups, devices):
-    if x.size == 0:
-        return _reference(x, coefficient=coefficient, groups=groups)
+def _forward_pass(x, *, coefficient, groups, devices):
     accumulation = accumulation_dtype(x.dtype)
     (sums,) = row_call(
         "syntonic_sum_of_squares",
@@ -210,9 +213,9 @@ def _kernel(x, *, coefficient, groups, devices):
     return (_norm_of_sums(sums, coefficient),)
 
 
-def _cotangent_kernel(x, norm, ct, *, coefficient, groups, devices, **masks):
-    if x.size == 0:
-        return _cotangent_reference(x, norm, ct, coefficient=coefficient, groups=groups, **masks)
+def _backward_pass(saved, cotangents, wanted, *, coefficient, groups, data_dtype, devices):
+    del wanted
+    (x, norm), (ct,) = saved, cotangents
     first, second = _slope(norm, coefficient)
     # Rows of one element: a value whose dimensions are all batch dimensions would be gathered.
     (dx,) = row_call(
@@ -222,52 +225,26 @@ def _cotangent_kernel(x, norm, ct, *, coefficient, groups, devices, **masks):
             Value("first", "scalar", first),
             Value("second", "scalar", second * ct),
         ],
-        [Value("dx", "row", dtype=x.dtype)],
+        [Value("dx", "row", dtype=data_dtype)],
         groups=groups,
         devices=devices,
     )
     return (dx[..., 0],)
 
 
+# ----------------------------------------------------------------------------- declaration
+
 # Over all but the first `groups` axes, which vmap adds.
-residual_component_norm_p = define(
-    "residual_component_norm",
-    _reference,
-    operation="residual_component_norm",
-    kernel=_kernel,
+RESIDUAL_COMPONENT_NORM = Operation(
+    name="residual_component_norm",
+    inputs=(Input("x"),),
+    outputs=(Output("norm", "totals", dtype="accumulation"),),
+    saved=("x", "norm"),
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    kernels=KernelsByHand(forward_pass=_forward_pass, backward_pass=_backward_pass),
+    default="xla",
     on_cpu=_on_cpu,
+    geometry=GROUPS,
 )
-residual_component_norm_tangent_p = define(
-    "residual_component_norm_tangent", _tangent_reference, operation="residual_component_norm"
-)
-residual_component_norm_cotangent_p = define(
-    "residual_component_norm_cotangent",
-    _cotangent_reference,
-    operation="residual_component_norm",
-    kernel=_cotangent_kernel,
-)
-
-# ----------------------------------------------------------------------------------- rules
-
-
-def _jvp(primals, tangents, **params):
-    (x,), (dx,) = primals, tangents
-    (norm,) = bind(residual_component_norm_p, x, **params)
-    masks = {"inputs": (True,), "outputs": (True,)}
-    return [norm], bind(residual_component_norm_tangent_p, x, norm, dx, **masks, **params)
-
-
-forward_mode(residual_component_norm_p, _jvp)
-transposes(
-    residual_component_norm_tangent_p,
-    residual_component_norm_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    reach=((True,),),
-)
-for _primitive in (
-    residual_component_norm_p,
-    residual_component_norm_tangent_p,
-    residual_component_norm_cotangent_p,
-):
-    batch_groups(_primitive)

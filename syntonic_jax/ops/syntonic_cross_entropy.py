@@ -16,27 +16,28 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from .. import _check, _dispatch, _explicit, _public
-from .._batching import batch_rows
 from .._compat import Indices
-from .._custom_call import Value
-from .._numerics import accumulation_dtype, widen
-from .._primitive import bind, define, forward_mode, transposes
+from .._numerics import widen
+from .._operation import Input, Operation, Output
 from ._softmax import (
-    Form,
+    LOGIT_INPUTS,
+    MOVED,
+    NORMALISER,
     Logits,
+    axis_of,
     checked_scale,
     logit_cotangent,
     logit_tangent,
     logits_of,
-    normalised_jvp,
-    normalised_kinds,
+    move,
     normaliser,
     prepare,
     probabilities,
     select,
     share,
+    spread,
 )
-from ._softmax_kernels import call, logit_values, normalised_cotangent, of_one_type
+from ._softmax_kernels import ALONG_AXIS, kernels
 
 # ---------------------------------------------------------------------------------- public
 
@@ -110,20 +111,13 @@ def _cross_entropy(
 ):
     name = "syntonic_cross_entropy"
     _dispatch.check_implementation(name, implementation)
-    parts, form = prepare(name, logits, mode_norms, syntony, scale, axis, where, of="logits")
-    axis, shape = form.axis(parts.x), parts.x.shape
+    parts, trailing = prepare(name, logits, mode_norms, syntony, scale, axis, where, of="logits")
+    axis, shape = axis_of(parts.x, trailing), parts.x.shape
     rest = shape[:axis] + shape[axis + 1 :]
     labels, ignored = _check.labels(name, labels, rest, shape[axis], ignored)
     labels = _explicit.along(labels, parts.x, axis)
-    (loss,) = bind(
-        syntonic_cross_entropy_p,
-        *parts.present(),
-        labels,
-        form=form,
-        residuals=False,
-        ignored=ignored,
-        groups=0,
-        implementation=implementation,
+    (loss,) = CROSS_ENTROPY(
+        *parts, labels, trailing=trailing, ignored=ignored, implementation=implementation
     )
     return loss
 
@@ -141,9 +135,9 @@ class _ByComparison:
     label is no class, or a masked one, do not count.
     """
 
-    def __init__(self, parts: Logits, labels: Any, form: Form, groups: int):
+    def __init__(self, parts: Logits, labels: Any, trailing: int, groups: int):
         del groups
-        self.axis = form.axis(parts.x)
+        self.axis = axis_of(parts.x, trailing)
         shape = [n if i == self.axis else 1 for i, n in enumerate(parts.x.shape)]
         classes = lax.broadcasted_iota(jnp.int32, shape, self.axis)
         self.chosen = classes == jnp.expand_dims(labels, self.axis)
@@ -157,9 +151,9 @@ class _ByComparison:
     logit = of
 
     @staticmethod
-    def logits(parts: Logits, form: Form, groups: int) -> tuple[Logits, Any]:
+    def logits(parts: Logits, trailing: int, groups: int) -> tuple[Logits, Any]:
         """The parts, and what they make."""
-        return parts, logits_of(parts, form, groups)
+        return parts, logits_of(parts, trailing, groups)
 
     def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:
         """`row` less `amount` at the label, where `rest` then remains, in the type `dtype`."""
@@ -171,9 +165,9 @@ class _ByComparison:
 class _ByPlace:
     """A gather, and a scatter: on a CPU comparisons take longer than all the rest."""
 
-    def __init__(self, parts: Logits, labels: Any, form: Form, groups: int):
-        self.parts, self.form, self.groups = parts, form, groups
-        self.axis = form.axis(parts.x)
+    def __init__(self, parts: Logits, labels: Any, trailing: int, groups: int):
+        self.parts, self.trailing, self.groups = parts, trailing, groups
+        self.axis = axis_of(parts.x, trailing)
         width = parts.x.shape[self.axis]
         is_class = (labels >= 0) & (labels < width)
         self.places = jnp.where(is_class, labels, 0)
@@ -195,10 +189,10 @@ class _ByPlace:
         x = widen(self.of(parts.x))
         if parts.bias is None:
             return x
-        return x + self.of(self.form.spread(parts.bias, parts.x, self.groups))
+        return x + self.of(spread(parts.bias, parts.x, self.trailing, self.groups))
 
     @staticmethod
-    def logits(parts: Logits, form: Form, groups: int) -> tuple[Logits, Any]:
+    def logits(parts: Logits, trailing: int, groups: int) -> tuple[Logits, Any]:
         """The same, with the same rounding wherever they are used.
 
         XLA computes a product anew in every fusion, and rounds it in some of them only: the logit
@@ -206,7 +200,7 @@ class _ByPlace:
         """
         if parts.bias is not None:
             parts = parts._replace(bias=lax.optimization_barrier(parts.bias))
-        z = logits_of(parts, form, groups, hide=False)
+        z = logits_of(parts, trailing, groups, hide=False)
         return parts, z if parts.weights is None else lax.optimization_barrier(z)
 
     def less(self, row: Any, amount: Any, rest: Callable[[], Any], dtype: Any) -> Any:
@@ -217,7 +211,7 @@ class _ByPlace:
         def put(row, target, value):
             return row.at[target].set(value, mode="drop", unique_indices=True)
 
-        for _ in range(self.form.trailing):
+        for _ in range(self.trailing):
             put = jax.vmap(put, (1, 0, 0), 1)
         for _ in range(self.axis):
             put = jax.vmap(put)
@@ -230,13 +224,13 @@ def _counted(parts: Logits, counts: Any, axis: int) -> Any:
     return counts if parts.mask is None else parts.mask & counts
 
 
-def _loss(find, *operands, form: Form, residuals, ignored, groups):
-    parts, (labels,) = form.split(operands)
-    parts, z = find.logits(parts, form, groups)
-    label = find(parts, labels, form, groups)
-    largest, total = normaliser(z, parts, form)
+def _reference(*inputs, trailing, ignored, groups, find=_ByComparison):
+    *parts, labels = inputs
+    parts, z = find.logits(Logits(*parts), trailing, groups)
+    label = find(parts, labels, trailing, groups)
+    largest, total = normaliser(z, parts, trailing)
     log_total = jnp.log(total)
-    is_class = (labels >= 0) & (labels < parts.x.shape[form.axis(parts.x)])
+    is_class = (labels >= 0) & (labels < parts.x.shape[label.axis])
     loss = log_total - (label.logit(z) - largest)
     loss = jnp.where(label.counts, loss, jnp.where(is_class, jnp.inf, jnp.nan))
     if parts.mask is not None:
@@ -246,62 +240,59 @@ def _loss(find, *operands, form: Form, residuals, ignored, groups):
         # A row of −inf or NaN has no such numbers; one that does not count needs none.
         log_total = jnp.where(label.counts, log_total, 0)
         largest = jnp.where(labels == ignored, 0, largest)
-    return (loss, largest, log_total) if residuals else (loss,)
+    return loss, largest, log_total
 
 
-def _tangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, outputs):
-    del row_dtype, ignored
-    parts, (labels, largest, log_total, *tangents) = form.split(operands)
-    label = find(parts, labels, form, groups)
-    p = probabilities(label.parts, largest, log_total, form, groups)
-    dz = logit_tangent(tangents, inputs, p, label.parts.mask, p.dtype, form, groups)
+def _tangent(saved, tangents, *, trailing, ignored, data_dtype, groups, find=_ByComparison):
+    del ignored, data_dtype
+    *parts, labels, largest, log_total = saved
+    label = find(Logits(*parts), labels, trailing, groups)
+    p = probabilities(label.parts, largest, log_total, trailing, groups)
+    dz = logit_tangent(tangents, p, label.parts.mask, p.dtype, trailing, groups)
     along = (p * dz).sum(label.axis)
-    results = (along - label.of(dz), along)
-    return tuple(jnp.where(label.counts, r, 0) for r, wanted in zip(results, outputs) if wanted)
+    return tuple(jnp.where(label.counts, d, 0) for d in (along - label.of(dz), along))
 
 
-def _cotangent(find, *operands, form: Form, row_dtype, ignored, groups, inputs, outputs):
+def _cotangent(saved, cotangents, *, trailing, ignored, data_dtype, groups, find=_ByComparison):
     del ignored
-    parts, (labels, largest, log_total, *cotangents) = form.split(operands)
-    parts, z = find.logits(parts, form, groups)
-    label = find(parts, labels, form, groups)
-    p, axis = probabilities(label.parts, largest, log_total, form, groups), label.axis
-    total = functools.reduce(operator.add, cotangents)
+    *parts, labels, largest, log_total = saved
+    parts, z = find.logits(Logits(*parts), trailing, groups)
+    label = find(parts, labels, trailing, groups)
+    p, axis = probabilities(label.parts, largest, log_total, trailing, groups), label.axis
+    total = functools.reduce(operator.add, [ct for ct in cotangents if ct is not None])
     ct = select(_counted(parts, label.counts, axis), p * jnp.expand_dims(total, axis), 0)
-    if outputs[0]:
-        ct_loss = jnp.where(label.counts, cotangents[0], 0)
+    if cotangents[0] is None:
+        return logit_cotangent(ct, data_dtype, trailing, groups)
+    ct_loss = jnp.where(label.counts, cotangents[0], 0)
 
-        def at_label():
-            there = jnp.exp(label.logit(z) - largest) * share(log_total, parts.mask)
-            return jnp.where(label.counts, there * total - ct_loss, 0)
+    def at_label():
+        there = jnp.exp(label.logit(z) - largest) * share(log_total, parts.mask)
+        return jnp.where(label.counts, there * total - ct_loss, 0)
 
-        # What is to be summed over rows is not rounded before.
-        ct = label.less(ct, ct_loss, at_label, ct.dtype if inputs[1] else row_dtype)
-    return logit_cotangent(ct, inputs, row_dtype, form, groups)
+    # What is to be summed over rows is not rounded before.
+    of_z, of_bias = (label.less(ct, ct_loss, at_label, t) for t in (data_dtype, ct.dtype))
+    _, d_bias = logit_cotangent(of_bias, data_dtype, trailing, groups)
+    return of_z, d_bias
 
 
-def _by_place(body: Callable[..., Any]) -> Callable[..., Any]:
+def _on_cpu(form: Callable[..., Any]) -> Callable[..., Any]:
     """The form for a CPU, over however many devices."""
 
-    def on_cpu(*operands, devices, **params):
+    def by_place(*operands, devices, **params):
         del devices
-        return body(_ByPlace, *operands, **params)
+        return form(*operands, find=_ByPlace, **params)
 
-    return on_cpu
-
-
-_reference, _tangent_reference, _cotangent_reference = (
-    functools.partial(body, _ByComparison) for body in (_loss, _tangent, _cotangent)
-)
+    return by_place
 
 
-def _indices(*operands, form: Form, ignored=None, **_):
+def _indices(*inputs, trailing, ignored, **_):
     """The labels, for `checkify`; what reads none has a valid one here.
 
     That is a row without any class, and one whose label is the number `ignored`.
     """
-    parts, (labels,) = form.split(operands)
-    axis = form.axis(parts.x)
+    *parts, labels = inputs
+    parts = Logits(*parts)
+    axis = axis_of(parts.x, trailing)
     if ignored is not None:
         labels = jnp.where(labels == ignored, 0, labels)
     if parts.mask is not None:
@@ -309,77 +300,27 @@ def _indices(*operands, form: Form, ignored=None, **_):
     return Indices(labels, parts.x.shape, axis)
 
 
-# ------------------------------------------------------------------------------ primitives
+# ----------------------------------------------------------------------------- declaration
 
-
-def _kernel(*operands, devices, form: Form, residuals, ignored, groups):
-    parts, (labels,) = form.split(operands)
-    if parts.x.size == 0 or form.trailing or not of_one_type(parts):
-        params = {"form": form, "residuals": residuals, "ignored": ignored, "groups": groups}
-        return _reference(*operands, **params)
-    dtype = accumulation_dtype(parts.x.dtype)
-    names = ("loss", "max", "log_sum") if residuals else ("loss",)
-    return call(
-        "syntonic_cross_entropy",
-        [*logit_values(parts), Value("labels", "vector", labels)],
-        [Value(name, "vector", dtype=dtype) for name in names],
-        form,
-        groups=groups,
-        devices=devices,
-        ignored=ignored or 0,  # it is no class
-    )
-
-
-def _cotangent_kernel(*operands, devices, **params):
-    if params["form"].trailing:
-        return _cotangent_reference(*operands, **params)
-    return normalised_cotangent(
-        "syntonic_cross_entropy_cotangent",
-        _cotangent_reference,
-        ("labels", "max", "log_sum", "ct"),
-        operands,
-        devices,
-        params,
-    )
-
-
-syntonic_cross_entropy_p = define(
-    "syntonic_cross_entropy",
-    _reference,
-    operation="syntonic_cross_entropy",
-    kernel=_kernel,
-    on_cpu=_by_place(_loss),
+CROSS_ENTROPY = Operation(
+    name="syntonic_cross_entropy",
+    inputs=(*LOGIT_INPUTS, Input("labels", "vector")),
+    outputs=(Output("loss", "vector", dtype="accumulation"), *NORMALISER),
+    saved=("x", "bias", "weights", "scale", "mask", "labels", "max", "log_sum"),
+    moved=MOVED,
+    move=move,
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    kernels=kernels(
+        lambda results, *, trailing, **_: trailing == 0,
+        target="cross_entropy",
+        attributes=lambda *, ignored, **_: {"ignored": ignored or 0},  # 0 is no class to ignore
+    ),
+    default="cuda",
+    on_cpu=_on_cpu,
+    tangent_on_cpu=_on_cpu,
+    cotangent_on_cpu=_on_cpu,
     indices=_indices,
+    geometry=ALONG_AXIS,
 )
-syntonic_cross_entropy_tangent_p = define(
-    "syntonic_cross_entropy_tangent",
-    _tangent_reference,
-    operation="syntonic_cross_entropy",
-    on_cpu=_by_place(_tangent),
-)
-syntonic_cross_entropy_cotangent_p = define(
-    "syntonic_cross_entropy_cotangent",
-    _cotangent_reference,
-    operation="syntonic_cross_entropy",
-    kernel=_cotangent_kernel,
-    on_cpu=_by_place(_cotangent),
-)
-
-# ----------------------------------------------------------------------------------- rules
-
-_kinds, _tangent_kinds, _cotangent_kinds = normalised_kinds("vector", labels=True)
-
-forward_mode(
-    syntonic_cross_entropy_p,
-    normalised_jvp(syntonic_cross_entropy_p, syntonic_cross_entropy_tangent_p),
-)
-transposes(
-    syntonic_cross_entropy_tangent_p,
-    syntonic_cross_entropy_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    reach=((True, True), (True, True)),
-)
-batch_rows(syntonic_cross_entropy_p, _kinds)
-batch_rows(syntonic_cross_entropy_tangent_p, _tangent_kinds)
-batch_rows(syntonic_cross_entropy_cotangent_p, _cotangent_kinds)

@@ -5,35 +5,32 @@ w is 1, exp(−|n|²/φ) for the mode norms |n|² of the classes, or given as a 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _dispatch, _public
-from .._batching import batch_rows, masked
-from .._custom_call import Value
 from .._numerics import accumulation_dtype
-from .._primitive import bind, define, forward_mode, transposes
+from .._operation import Operation, Output
 from ._softmax import (
-    INPUT_KINDS,
-    Form,
+    LOGIT_INPUTS,
+    MOVED,
+    NORMALISER,
+    Logits,
+    axis_of,
     checked_scale,
-    input_tangents,
     log_softmax,
     logit_cotangent,
     logit_tangent,
     logits_of,
-    normalised_jvp,
-    normalised_kinds,
+    move,
     normaliser,
     prepare,
     probabilities,
     select,
     softmax,
 )
-from ._softmax_kernels import call, cotangents, logit_values, normalised_cotangent, of_one_type
+from ._softmax_kernels import ALONG_AXIS, kernels
 
 # ---------------------------------------------------------------------------------- public
 
@@ -146,17 +143,14 @@ def syntonic_log_softmax(
 @_public.jit("function", "axis", "dtype", "implementation")
 def _softmax(function, x, mode_norms, syntony, scale, where, axis, dtype, implementation):
     _dispatch.check_implementation(function, implementation)
-    logits, form = prepare(function, x, mode_norms, syntony, scale, axis, where)
-    params: dict[str, Any] = {
-        "form": form,
-        "dtype": _check.result_dtype(function, dtype, logits.x.dtype),
-        "groups": 0,
-        "implementation": implementation,
-    }
-    if function == "syntonic_softmax":
-        (y,) = bind(syntonic_softmax_p, *logits.present(), **params)
-    else:
-        (y,) = bind(syntonic_log_softmax_p, *logits.present(), residuals=False, **params)
+    logits, trailing = prepare(function, x, mode_norms, syntony, scale, axis, where)
+    operation = SOFTMAX if function == SOFTMAX.name else LOG_SOFTMAX
+    (y,) = operation(
+        *logits,
+        trailing=trailing,
+        dtype=_check.result_dtype(function, dtype, logits.x.dtype),
+        implementation=implementation,
+    )
     return y
 
 
@@ -165,221 +159,116 @@ def _softmax(function, x, mode_norms, syntony, scale, where, axis, dtype, implem
 # Logits and probabilities, shared with syntonic_cross_entropy, are in _softmax.py.
 
 
-def _reference(*operands, form: Form, dtype, groups):
-    parts, _ = form.split(operands)
-    z = logits_of(parts, form, groups, hide=False)
-    return (softmax(z, parts, form).astype(dtype),)
+def _reference(*inputs, trailing, dtype, groups):
+    parts = Logits(*inputs)
+    z = logits_of(parts, trailing, groups, hide=False)
+    return (softmax(z, parts, trailing).astype(dtype),)
 
 
-def _log_reference(*operands, form: Form, dtype, residuals, groups):
-    parts, _ = form.split(operands)
-    z = logits_of(parts, form, groups, hide=False)
-    largest, total = normaliser(z, parts, form)
-    log_total = jnp.log(total)
-    y = log_softmax(z, parts.mask, largest, log_total, form, -jnp.inf).astype(dtype)
-    return (y, largest, log_total) if residuals else (y,)
+def _tangent(saved, tangents, *, trailing, dtype, data_dtype, groups):
+    y, mask = saved
+    y = y.astype(accumulation_dtype(data_dtype))
+    dz = logit_tangent(tangents, y, mask, y.dtype, trailing, groups)
+    return (_product(y, dz, mask, trailing).astype(dtype),)
 
 
-def _tangent_reference(y, *operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
-    del outputs
-    y, mask, tangents = _residuals(y, operands, form, row_dtype)
-    dz = logit_tangent(tangents, inputs, y, mask, y.dtype, form, groups)
-    return (_product(y, dz, mask, form).astype(dtype),)
-
-
-def _cotangent_reference(y, *operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
-    del dtype, outputs
-    y, mask, (ct,) = _residuals(y, operands, form, row_dtype)
+def _cotangent(saved, cotangents, *, trailing, dtype, data_dtype, groups):
+    del dtype
+    (y, mask), (ct,) = saved, cotangents
+    y = y.astype(accumulation_dtype(data_dtype))
     ct = select(mask, ct.astype(y.dtype), 0)
-    return logit_cotangent(_product(y, ct, mask, form), inputs, row_dtype, form, groups)
+    return logit_cotangent(_product(y, ct, mask, trailing), data_dtype, trailing, groups)
 
 
-def _residuals(y, operands, form: Form, row_dtype):
-    """y in the accumulation type, the mask or None, and the linear operands."""
-    mask = operands[0] if form.mask else None
-    return y.astype(accumulation_dtype(row_dtype)), mask, operands[form.mask :]
-
-
-def _product(y, v, mask, form: Form):
+def _product(y, v, mask, trailing):
     """The derivative of a softmax, which is its own transpose, times v; nothing under the mask.
 
     There y is 0, but what a row that is NaN takes off is NaN.
     """
-    return select(mask, y * (v - (y * v).sum(form.axis(y), keepdims=True)), 0)
+    return select(mask, y * (v - (y * v).sum(axis_of(y, trailing), keepdims=True)), 0)
 
 
-def _log_tangent_reference(*operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
-    del row_dtype
-    parts, (largest, log_total, *tangents) = form.split(operands)
-    p = probabilities(parts, largest, log_total, form, groups)
-    dz = logit_tangent(tangents, inputs, p, parts.mask, p.dtype, form, groups)
-    along = (p * dz).sum(form.axis(p), keepdims=True)
+def _log_reference(*inputs, trailing, dtype, groups):
+    parts = Logits(*inputs)
+    z = logits_of(parts, trailing, groups, hide=False)
+    largest, total = normaliser(z, parts, trailing)
+    log_total = jnp.log(total)
+    y = log_softmax(z, parts.mask, largest, log_total, trailing, -jnp.inf)
+    return y.astype(dtype), largest, log_total
+
+
+def _log_tangent(saved, tangents, *, trailing, dtype, data_dtype, groups):
+    del data_dtype
+    *parts, largest, log_total = saved
+    parts = Logits(*parts)
+    p, axis = probabilities(parts, largest, log_total, trailing, groups), axis_of(parts.x, trailing)
+    dz = logit_tangent(tangents, p, parts.mask, p.dtype, trailing, groups)
+    along = (p * dz).sum(axis, keepdims=True)
     dy = select(parts.mask, dz - along, 0).astype(dtype)
-    results = (dy, along.squeeze(form.axis(p)))
-    return tuple(r for r, wanted in zip(results, outputs) if wanted)
+    return dy, along.squeeze(axis)
 
 
-def _log_cotangent_reference(*operands, form: Form, dtype, row_dtype, groups, inputs, outputs):
+def _log_cotangent(saved, cotangents, *, trailing, dtype, data_dtype, groups):
     del dtype
-    parts, (largest, log_total, *cotangents) = form.split(operands)
-    p, axis, values = (
-        probabilities(parts, largest, log_total, form, groups),
-        form.axis(parts.x),
-        iter(cotangents),
-    )
+    *parts, largest, log_total = saved
+    parts, (ct_y, ct_log_sum) = Logits(*parts), cotangents
+    p, axis = probabilities(parts, largest, log_total, trailing, groups), axis_of(parts.x, trailing)
     ct = jnp.zeros_like(p)
-    if outputs[0]:
-        ct_y = select(parts.mask, next(values).astype(p.dtype), 0)
+    if ct_y is not None:
+        ct_y = select(parts.mask, ct_y.astype(p.dtype), 0)
         ct = ct_y - p * ct_y.sum(axis, keepdims=True)
-    if outputs[1]:
-        ct = ct + p * jnp.expand_dims(next(values), axis)
-    return logit_cotangent(ct, inputs, row_dtype, form, groups)
+    if ct_log_sum is not None:
+        ct = ct + p * jnp.expand_dims(ct_log_sum, axis)
+    return logit_cotangent(ct, data_dtype, trailing, groups)
 
 
-# ------------------------------------------------------------------------------ primitives
+# ----------------------------------------------------------------------------- declaration
 
 
-def _call(parts, form: Form, dtype, *, log, residuals=False, **where):
-    number = accumulation_dtype(dtype)
-    kept = [Value(name, "vector", dtype=number) for name in ("max", "log_sum")]
-    return call(
-        "syntonic_softmax",
-        logit_values(parts),
-        [Value("y", "row", dtype=dtype), *(kept if residuals else [])],
-        form,
-        inner=int(form.trailing > 0),
-        log=log,
-        **where,
-    )
+def _covers(results, *, trailing, **_):
+    """Sums of classes are those of rows that are contiguous."""
+    return not (trailing and "d_bias" in results)
 
 
-def _kernel(*operands, devices, form: Form, dtype, groups):
-    parts, _ = form.split(operands)
-    if parts.x.size == 0 or not of_one_type(parts, dtype):
-        return _reference(*operands, form=form, dtype=dtype, groups=groups)
-    return _call(parts, form, dtype, log=0, groups=groups, devices=devices)
+def _inner(*, trailing, **_):
+    return {"inner": int(trailing > 0)}
 
 
-def _log_kernel(*operands, devices, form: Form, dtype, residuals, groups):
-    parts, _ = form.split(operands)
-    if parts.x.size == 0 or not of_one_type(parts, dtype):
-        return _log_reference(*operands, form=form, dtype=dtype, residuals=residuals, groups=groups)
-    return _call(parts, form, dtype, log=1, residuals=residuals, groups=groups, devices=devices)
-
-
-def _cotangent_kernel(y, *operands, devices, **params):
-    form, inputs = params["form"], params["inputs"]
-    results = cotangents(y, inputs, form)
-    *mask, ct = operands
-    if results is None or {y.dtype, ct.dtype} != {params["row_dtype"]}:
-        return _cotangent_reference(y, *operands, **params)
-    return call(
-        "syntonic_softmax_cotangent",
-        [Value("y", "row", y)] + [Value("mask", "row", m) for m in mask] + [Value("ct", "row", ct)],
-        results,
-        form._replace(bias=False, weights=False),
-        groups=params["groups"],
-        devices=devices,
-        inner=int(form.trailing > 0),
-    )
-
-
-def _log_cotangent_kernel(*operands, devices, **params):
-    return normalised_cotangent(
-        "syntonic_softmax_cotangent",
-        _log_cotangent_reference,
-        ("max", "log_sum", "ct"),
-        operands,
-        devices,
-        params,
-        inner=int(params["form"].trailing > 0),
-    )
-
-
-syntonic_softmax_p = define(
-    "syntonic_softmax", _reference, operation="syntonic_softmax", kernel=_kernel
+SOFTMAX = Operation(
+    name="syntonic_softmax",
+    inputs=LOGIT_INPUTS,
+    outputs=(Output("y", dtype="dtype"),),
+    saved=("y", "mask"),
+    moved=MOVED,
+    move=move,
+    reference=_reference,
+    tangent=_tangent,
+    cotangent=_cotangent,
+    kernels=kernels(
+        _covers,
+        target="softmax",
+        attributes=lambda **params: {**_inner(**params), "log": 0},
+        cotangent_attributes=_inner,
+    ),
+    default="cuda",
+    geometry=ALONG_AXIS,
 )
-syntonic_softmax_tangent_p = define(
-    "syntonic_softmax_tangent", _tangent_reference, operation="syntonic_softmax"
+LOG_SOFTMAX = Operation(
+    name="syntonic_log_softmax",
+    inputs=LOGIT_INPUTS,
+    outputs=(Output("y", dtype="dtype"), *NORMALISER),
+    saved=("x", "bias", "weights", "scale", "mask", "max", "log_sum"),
+    moved=MOVED,
+    move=move,
+    reference=_log_reference,
+    tangent=_log_tangent,
+    cotangent=_log_cotangent,
+    kernels=kernels(
+        _covers,
+        target="softmax",
+        attributes=lambda **params: {**_inner(**params), "log": 1},
+        cotangent_attributes=_inner,
+    ),
+    default="cuda",
+    geometry=ALONG_AXIS,
 )
-syntonic_softmax_cotangent_p = define(
-    "syntonic_softmax_cotangent",
-    _cotangent_reference,
-    operation="syntonic_softmax",
-    kernel=_cotangent_kernel,
-)
-syntonic_log_softmax_p = define(
-    "syntonic_log_softmax",
-    _log_reference,
-    operation="syntonic_log_softmax",
-    kernel=_log_kernel,
-)
-syntonic_log_softmax_tangent_p = define(
-    "syntonic_log_softmax_tangent", _log_tangent_reference, operation="syntonic_log_softmax"
-)
-syntonic_log_softmax_cotangent_p = define(
-    "syntonic_log_softmax_cotangent",
-    _log_cotangent_reference,
-    operation="syntonic_log_softmax",
-    kernel=_log_cotangent_kernel,
-)
-
-# ----------------------------------------------------------------------------------- rules
-
-
-def _jvp(primals, tangents, *, form: Form, dtype, groups, implementation):
-    shared = {"form": form, "dtype": dtype, "groups": groups, "implementation": implementation}
-    (y,) = bind(syntonic_softmax_p, *primals, **shared)
-    given, inputs, row_dtype = input_tangents(primals, tangents, form, groups)
-    dy = bind(
-        syntonic_softmax_tangent_p,
-        y,
-        *primals[len(primals) - form.mask :],
-        *given,
-        row_dtype=row_dtype,
-        inputs=inputs,
-        outputs=(True,),
-        **shared,
-    )
-    return [y], dy
-
-
-def _kinds(*, form: Form, **_):
-    return form.kinds(), ["row"]
-
-
-def _tangent_kinds(*, form: Form, inputs, **_):
-    return ["row"] * (1 + form.mask) + masked(INPUT_KINDS, inputs), ["row"]
-
-
-def _cotangent_kinds(*, form: Form, inputs, **_):
-    return ["row"] * (2 + form.mask), masked(INPUT_KINDS, inputs)
-
-
-_log_kinds, _log_tangent_kinds, _log_cotangent_kinds = normalised_kinds("row")
-
-forward_mode(syntonic_softmax_p, _jvp)
-transposes(
-    syntonic_softmax_tangent_p,
-    syntonic_softmax_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    reach=((True,), (True,)),
-)
-batch_rows(syntonic_softmax_p, _kinds)
-batch_rows(syntonic_softmax_tangent_p, _tangent_kinds)
-batch_rows(syntonic_softmax_cotangent_p, _cotangent_kinds)
-
-forward_mode(
-    syntonic_log_softmax_p, normalised_jvp(syntonic_log_softmax_p, syntonic_log_softmax_tangent_p)
-)
-transposes(
-    syntonic_log_softmax_tangent_p,
-    syntonic_log_softmax_cotangent_p,
-    _log_tangent_reference,
-    _log_cotangent_reference,
-    reach=((True, True), (True, True)),
-)
-batch_rows(syntonic_log_softmax_p, _log_kinds)
-batch_rows(syntonic_log_softmax_tangent_p, _log_tangent_kinds)
-batch_rows(syntonic_log_softmax_cotangent_p, _log_cotangent_kinds)

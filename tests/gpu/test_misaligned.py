@@ -154,7 +154,7 @@ def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     oracles.assert_close(y, oracles.phi_residual(x, r, "phi", "gelu", acc=acc), "y")
     identity, residual = shifted(
         "syntonic_phi_residual_cotangent",
-        "saved ct -> d_identity d_residual",
+        "z ct_y -> d_identity d_residual",
         (z, r),
         (like, like),
         identity_scale=1.0,
@@ -176,7 +176,7 @@ def test_misaligned_elementwise(dtype, rng, x64, shifted_targets):
     oracles.assert_close(y, oracles.phi_residual(x, r, "phi", acc=acc), "plain sum")
     identity, residual = shifted(
         "syntonic_phi_residual_cotangent",
-        "ct -> d_identity d_residual",
+        "ct_y -> d_identity d_residual",
         (r,),
         (like, like),
         identity_scale=1.0,

@@ -168,7 +168,8 @@ def test_phi_residual_gradient(activation, code):
     assert forward.results == [rows] * (1 if activation == "relu" else 2)
     check_call(
         backward, "syntonic_phi_residual_cotangent",
-        {"saved": rows, "ct": rows}, {"d_identity": rows, "d_residual": rows},
+        {"y" if activation == "relu" else "z": rows, "ct_y": rows},
+        {"d_identity": rows, "d_residual": rows},
         identity_scale=1.0, residual_scale=PHI_INV, activation=code,
     )  # fmt: skip
     for argnum, name in enumerate(["d_identity", "d_residual"]):
@@ -194,19 +195,19 @@ def test_plain_sum_gradient():
     common |= {"identity_scale": 1.0, "residual_scale": PHI_INV}
     for argnums in ((0, 1), (1,)):
         (call,) = backward(*argnums)
-        check_call(call, target, {"ct": one}, {"d_residual": one}, **common)
+        check_call(call, target, {"ct_y": one}, {"d_residual": one}, **common)
     assert backward(0) == []
     assert backward(0, 1, mode="standard") == []
     # Equal gradients share a buffer.
     common["identity_scale"] = PHI_INV
-    for argnums in ((0, 1), (0,), (1,)):
+    for argnums, name in (((0, 1), "d_identity"), ((0,), "d_identity"), ((1,), "d_residual")):
         (call,) = backward(*argnums, mode="phi_symmetric")
-        check_call(call, target, {"ct": one}, {"d_identity": one}, **common)
+        check_call(call, target, {"ct_y": one}, {name: one}, **common)
     # A cotangent of another type is none of these gradients.
     wide = "6x4x8x1xf32"
     common["identity_scale"] = 1.0
     (call,) = backward(0, 1, dtype="float32")
-    check_call(call, target, {"ct": wide}, {"d_identity": one, "d_residual": one}, **common)
+    check_call(call, target, {"ct_y": wide}, {"d_identity": one, "d_residual": one}, **common)
 
     # Transposed by one operand: for that alone.
     def transposed(ct):
@@ -214,7 +215,7 @@ def test_plain_sum_gradient():
         return jax.linear_transpose(of_identity, ROWS)(ct)
 
     call = custom_calls(transposed, jax.ShapeDtypeStruct(ROWS.shape, "float32"))[-1]
-    check_call(call, target, {"ct": wide}, {"d_identity": one}, **common)
+    check_call(call, target, {"ct_y": wide}, {"d_identity": one}, **common)
 
 
 def test_residual_component_norm_gradient():

@@ -5,6 +5,7 @@ import sys
 import jax
 
 from syntonic_jax import PhiResidualMode
+from syntonic_jax._kernel_calls import Kernels
 from syntonic_jax._operation import Operation
 
 EXTRA = "extra"  # an operand or result that the call does not have
@@ -18,37 +19,49 @@ ROWS, VECTOR, PARAMETER = floats(6, 4), floats(6), floats(4)
 INTEGERS = floats(6, 4, dtype="int32")
 # Six rows of four channels in planes of five, reduced to three results for each channel.
 PLANES, PARTS = floats(6, 4, 5), floats(3, 4)
-MASK, LABELS = floats(6, 4, dtype="bool"), floats(6, dtype="int32")
-LOGITS = {"x": ROWS, "bias": PARAMETER, "weights": ROWS, "scale": floats(1), "mask": MASK}
-NORMALISER = {"max": VECTOR, "log_sum": VECTOR}
-SUMS = {"d_bias": PARTS, "scratch": floats(33)}
 
 # What is static of the declared operations; each takes what it knows.
-PARAMS = {"mode": PhiResidualMode.PHI, "epsilon": 1e-5, "scale_factor": 1.0}
-KINDS = {"row": ROWS, "parameter": PARAMETER}
+PARAMS = {
+    "mode": PhiResidualMode.PHI,
+    "activation": "gelu",
+    "epsilon": 1e-5,
+    "scale_factor": 1.0,
+    "trailing": 0,
+    "ignored": -100,
+    "dtype": "float32",
+    "data_dtype": "float32",
+}
+KINDS = {"row": ROWS, "vector": VECTOR, "parameter": PARAMETER, "scalar": floats(1)}
+NOT_FLOATING = {
+    "mask": floats(6, 4, dtype="bool"),
+    "labels": floats(6, dtype="int32"),
+}
 
 
 def calls_of(operation: Operation):
     """Of a declared operation: all its inputs and outputs, three parts of the sums over rows."""
 
     def array(value, prefix=""):
-        size = getattr(value, "size", 0)
-        return prefix + value.name, KINDS.get(value.kind) or floats(6, size)
+        array = NOT_FLOATING.get(value.name) or KINDS.get(value.kind)
+        return prefix + value.name, array or floats(6, value.size)
 
-    inputs, outputs = operation.inputs, operation.outputs
-    named = {value.name: value for value in (*inputs, *outputs)}
+    kernels = operation.kernels
     forward = (
-        dict(map(array, inputs)),
-        dict(map(array, outputs)),
-        operation.attributes(**PARAMS),
+        dict(map(array, operation.inputs)),
+        dict(map(array, operation.outputs)),
+        kernels.attributes(**PARAMS),
     )
-    saved = dict(array(named[name]) for name in operation.saved)
-    cotangents = dict(array(value, "ct_") for value in outputs if not value.inner)
-    gradients = dict(array(value, "d_") for value in inputs)
-    sums = {f"d_{value.name}": PARTS for value in inputs if value.kind == "parameter"}
-    gradients |= sums | ({"scratch": floats(24)} if sums else {})
-    backward = saved | cotangents, gradients, operation.cotangent_attributes(**PARAMS)
-    return {operation.name: forward, f"{operation.name}_cotangent": backward}
+    derivative = operation.derivative
+    saved = dict(map(array, derivative.saved(**PARAMS)))
+    cotangents = dict(array(value, "ct_") for value in derivative.outputs if not value.inner)
+    gradients = dict(array(value, "d_") for value in derivative.inputs)
+    sums = {f"d_{value.name}": PARTS for value in derivative.inputs if value.kind == "parameter"}
+    # What the kernel takes at the least: of a few numbers for each part, or for each row beside it.
+    scratch = floats(33 if operation.moved else 24)
+    gradients |= sums | ({"scratch": scratch} if sums else {})
+    backward = saved | cotangents, gradients, kernels.cotangent_attributes(**PARAMS)
+    target = kernels.target or operation.name
+    return {target: forward, f"{target}_cotangent": backward}
 
 
 DECLARED = [
@@ -56,22 +69,16 @@ DECLARED = [
     for name, module in list(sys.modules.items())
     if name.startswith("syntonic_jax.")
     for value in vars(module).values()
-    if isinstance(value, Operation)
+    if isinstance(value, Operation) and isinstance(value.kernels, Kernels)
 ]
-
-# target: (operands, results, attributes) of a call that is right.
-CALLS = {target: call for operation in DECLARED for target, call in calls_of(operation).items()}
-CALLS |= {
-    "phi_residual": (
-        {"identity": ROWS, "residual": ROWS},
-        {"y": ROWS, "z": ROWS},
-        {"sum_scale": 1.0, "residual_scale": 0.5, "activation": 2},
-    ),
-    "phi_residual_cotangent": (
-        {"saved": ROWS, "ct": ROWS},
-        {"d_identity": ROWS, "d_residual": ROWS},
-        {"identity_scale": 1.0, "residual_scale": 0.5, "activation": 2},
-    ),
+# target: (operands, results, attributes) of a call that is right. The logarithm of a softmax comes
+# behind the softmax, whose targets it has, with more arrays.
+DERIVED = {
+    target: call
+    for operation in sorted(DECLARED, key=lambda operation: len(operation.outputs))
+    for target, call in calls_of(operation).items()
+}
+CALLS = DERIVED | {
     "crystallize": ({"x": ROWS}, {"a": INTEGERS, "b": INTEGERS}, {"precision": 100}),
     "golden_batch_norm_moments": (
         {"x": PLANES, "scale": floats(1, 4), "bias": floats(1, 4)},
@@ -97,53 +104,36 @@ CALLS |= {
     ),
 }
 
-CALLS |= {
-    "softmax": (
-        LOGITS,
-        {"y": ROWS, **NORMALISER},
-        {"inner": 0, "log": 1},
-    ),
-    "softmax_cotangent": (
-        {**LOGITS, **NORMALISER, "ct": ROWS},
-        {"d_z": ROWS, **SUMS},
-        {"inner": 0},
-    ),
-    "cross_entropy": (
-        {**LOGITS, "labels": LABELS},
-        {"loss": VECTOR, **NORMALISER},
-        {"ignored": -100},
-    ),
-    "cross_entropy_cotangent": (
-        {**LOGITS, "labels": LABELS, **NORMALISER, "ct": VECTOR},
-        {"d_z": ROWS, **SUMS},
-        {},
-    ),
-}
-
 SHAPE = r"must have the shape \(6, 4\) of {}, got \(4, 6\)"
 HALF = floats(6, 4, dtype="float16")
 HALF_SUMS = floats(3, 4, dtype="float16")
 ALL_ROWS = ("identity", "residual", "y", "z", "ct_y", "ct_z", "d_identity", "d_residual")
 
 
-def wrong_arrays(operation: Operation):
-    """Every array of its calls in another shape and of another type; the message names it."""
-    for target, (operands, results, attributes) in calls_of(operation).items():
-        first = next(iter(operands))
-        for name, array in (operands | results).items():
-            half = floats(*array.shape, dtype="float16")
-            if name not in (first, "y", "ct_y", "ct_x"):  # of these any type will do
-                yield target, {name: half}, f"{name} must be float32, got float16"
-            if name != "scratch":
-                wrong = floats(*(n + 1 for n in array.shape))
-                yield target, {name: wrong}, rf"syntonic_{target}: .*\b{name}\b"
-        for name in attributes:
+# Of these any floating type will do.
+FREE = {"x", "y", "ct_x", "ct_y"}
+
+
+def wrong_arrays(target, operands, results, attributes):
+    """Every array of a call in another shape and of another type; the message names it."""
+    first = next(iter(operands))
+    for name, array in (operands | results).items():
+        half = floats(*array.shape, dtype="float16")
+        if name not in NOT_FLOATING and name != first and name not in FREE:
+            # Or the array of the wrong type gives the type, and another has the wrong one.
+            wrong = f"({name} must be float32, got float16|must be float16, got float32)"
+            yield target, {name: half}, wrong
+        if name != "scratch":
+            wrong = floats(*(n + 1 for n in array.shape), dtype=array.dtype)
+            yield target, {name: wrong}, rf"syntonic_{target}: .*\b{name}\b"
+    for name, value in attributes.items():
+        if isinstance(value, float):
             yield target, {name: float("nan")}, f"attribute {name} must be finite, got nan"
 
 
 # (target, what is changed, what the message says). None takes an entry away.
 WRONG = [
-    *(wrong for operation in DECLARED for wrong in wrong_arrays(operation)),
+    *(wrong for target, call in DERIVED.items() for wrong in wrong_arrays(target, *call)),
     ("phi_residual", {"residual": floats(4, 6)}, "residual " + SHAPE.format("identity")),
     ("phi_residual", {"residual": HALF}, "residual must be float32, got float16"),
     ("phi_residual", {"y": floats(4, 6)}, "y " + SHAPE.format("identity")),
@@ -159,15 +149,15 @@ WRONG = [
     ("phi_residual", {"sum_scale": float("nan")}, "attribute sum_scale must be finite, got nan"),
     ("phi_residual", {"residual_scale": float("inf")}, "residual_scale must be finite, got inf"),
     ("phi_residual", {"sum_scale": None}, "Wrong number of attributes: expected 5 but got 4"),
-    ("phi_residual_cotangent", {"saved": floats(4, 6)}, "saved " + SHAPE.format("ct")),
-    ("phi_residual_cotangent", {"saved": HALF}, "saved must be float32, got float16"),
-    ("phi_residual_cotangent", {"saved": HALF, "activation": 1}, "saved must be float32"),
+    ("phi_residual_cotangent", {"z": floats(4, 6)}, "z " + SHAPE.format("ct_y")),
+    ("phi_residual_cotangent", {"z": HALF}, "z must be float32, got float16"),
+    ("phi_residual_cotangent", {"z": HALF, "activation": 1}, "z must be float32"),
     ("phi_residual_cotangent", {"d_residual": HALF}, "d_residual must be float32, got float16"),
-    ("phi_residual_cotangent", {"d_identity": floats(4, 6)}, "d_identity " + SHAPE.format("ct")),
-    ("phi_residual_cotangent", {"d_residual": floats(4, 6)}, "d_residual " + SHAPE.format("ct")),
+    ("phi_residual_cotangent", {"d_identity": floats(4, 6)}, "d_identity " + SHAPE.format("ct_y")),
+    ("phi_residual_cotangent", {"d_residual": floats(4, 6)}, "d_residual " + SHAPE.format("ct_y")),
     ("phi_residual_cotangent", {"activation": 4}, r"activation must lie in 0\.\.3, got 4"),
-    ("phi_residual_cotangent", {"activation": 0}, "takes no operand saved"),  # nothing is saved
-    ("phi_residual_cotangent", {"saved": None}, "operand saved is missing"),
+    ("phi_residual_cotangent", {"activation": 0}, "takes no operand z"),  # nothing is saved
+    ("phi_residual_cotangent", {"z": None}, "operand z is missing"),
     ("phi_residual_cotangent", {"identity_scale": float("nan")}, "identity_scale must be finite"),
     ("phi_residual_cotangent", {"residual_scale": float("nan")}, "residual_scale must be finite"),
     ("crystallize", {"a": floats(4, 6, dtype="int32")}, "a " + SHAPE.format("x")),
@@ -346,8 +336,8 @@ WRONG = [
     ("softmax", {"log": 2}, r"log must lie in 0\.\.1, got 2"),
     ("softmax_cotangent", {"x": None}, "operand y is missing"),
     ("softmax_cotangent", {"x": None, "y": ROWS}, "takes no bias and no weights beside y"),
-    ("softmax_cotangent", {"ct": floats(6, 5)}, "ct must have 24 elements"),
-    ("softmax_cotangent", {"ct": HALF}, "ct must be float32, got float16"),
+    ("softmax_cotangent", {"ct_y": floats(6, 5)}, "ct_y must have 24 elements"),
+    ("softmax_cotangent", {"ct_y": HALF}, "ct_y must be float32, got float16"),
     ("softmax_cotangent", {"max": floats(7)}, "max must have 6 elements"),
     ("softmax_cotangent", {"d_z": HALF}, "d_z must be float32, got float16"),
     ("softmax_cotangent", {"d_bias": HALF_SUMS}, "d_bias must be float32, got float16"),
@@ -360,7 +350,7 @@ WRONG = [
     ("cross_entropy", {"loss": floats(6, dtype="float16")}, "loss must be float32"),
     ("cross_entropy", {"loss": floats(4)}, "loss must have 6 elements"),
     ("cross_entropy", {"ignored": 1}, r"ignored must lie in -2147483648\.\.0, got 1"),
-    ("cross_entropy_cotangent", {"ct": ROWS}, r"ct must have 6 elements, got \(6, 4\)"),
+    ("cross_entropy_cotangent", {"ct_loss": ROWS}, r"ct_loss must have 6 elements, got \(6, 4\)"),
     ("cross_entropy_cotangent", {"d_z": floats(6, 5)}, "d_z must have 24 elements"),
     ("cross_entropy_cotangent", {"d_bias": floats(2, 3)}, "d_bias must have rows of 4"),
     *(

@@ -12,7 +12,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 from syntonic_jax import _compat, _dispatch
-from syntonic_jax._operation import Operation
+from syntonic_jax._operation import Derivative, Operation
 from syntonic_jax.lattice import snap_distance
 
 # Looked for where they are kept, not where they are made: one made by hand is found too.
@@ -22,7 +22,9 @@ KEPT = [
     if name.partition(".")[0] == "syntonic_jax"
     for value in vars(module).values()
 ]
-KEPT += [p for value in KEPT if isinstance(value, Operation) for p in value.primitives]
+KEPT += [value.derivative for value in KEPT if isinstance(value, Operation)]
+KEPT += [value.primitive for value in KEPT if isinstance(value, Operation)]
+KEPT += [p for value in KEPT if isinstance(value, Derivative) for p in value.primitives]
 PRIMITIVES = {
     value.name: value
     for value in KEPT

@@ -14,10 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ..._batching import batch_rows, masked
 from ..._custom_call import Value, row_call
+from ..._geometry import ROWS
+from ..._kernel_calls import KernelsByHand
 from ..._numerics import accumulation_dtype, widen
-from ..._primitive import bind, define, transposes
+from ..._operation import Derivative, Input, Operation, Output
 from .statistics import Block, count_of, line, merged, reduced, spread, statistics, wide_count
 
 # ------------------------------------------------------------------------------- operations
@@ -32,33 +33,25 @@ def moments(
     there is a mask. Slope and shift are those of `line`. A channel without elements has the mean 0
     and an infinite variance, so the slope 0.
     """
-    *results, count = bind(
-        golden_batch_norm_moments_p,
-        x,
-        *(operand for operand in (where, scale, bias) if operand is not None),
-        has_where=where is not None,
-        has_scale=scale is not None,
-        has_bias=bias is not None,
+    results = MOMENTS(
+        *(x, where, scale, bias),
+        outputs=("low", "var", "slope", "shift") + (() if where is None else ("count",)),
         epsilon=epsilon,
         scale_factor=scale_factor,
         block=block,
-        groups=0,
         implementation=implementation,
-    ) + ([count_of(x, 0, block)] if where is None else [])
-    return wide_count(count), *results
+    )
+    *numbers, count = results if where is not None else [*results, count_of(x, 0, block)]
+    return wide_count(count), *numbers
 
 
 def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
     """Σ a and Σ (x − mean − low) · a along every channel, of the unmasked elements."""
-    return bind(
-        golden_batch_norm_cotangent_p,
-        *(x, mean, low),
-        *(() if where is None else (where,)),
-        a,
-        has_slope=False,
+    return LINEAR.pull(
+        (x, mean, low, None, where),
+        (a,),
+        (False, True, True),
         mask=None if where is None else "where",
-        inputs=(False, True, True),
-        outputs=(True,),
         dtype=a.dtype,
         block=block,
         groups=0,
@@ -73,17 +66,11 @@ def apply_tangent(
 
     It is 0 where x is masked and not finite: infinities under the mask have no derivatives.
     """
-    given = [t for t in (dx, shift, tilt) if t is not None]
-    (dy,) = bind(
-        golden_batch_norm_tangent_p,
-        *(x, mean, low),
-        *(() if dx is None else (slope,)),
-        *(() if where is None else (where,)),
-        *given,
-        has_slope=dx is not None,
+    (dy,) = LINEAR.push(
+        (x, mean, low, None if dx is None else slope, where),
+        (dx, shift, tilt),
+        (True,),
         mask=None if where is None else "finite",
-        inputs=(dx is not None, shift is not None, tilt is not None),
-        outputs=(True,),
         dtype=dtype,
         block=block,
         groups=0,
@@ -95,83 +82,67 @@ def apply_tangent(
 # ------------------------------------------------------------------------------- reference
 
 
-def _centred(x, mean, low, groups: int, block: Block) -> Any:
-    return (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
-
-
-def _moments_operands(operands, has_where, has_scale, has_bias):
-    """The mask, if there is one, scale and bias, or None."""
-    given = iter(operands)
-    mask = [next(given)] if has_where else []
-    return mask, next(given) if has_scale else None, next(given) if has_bias else None
-
-
-def _moments_reference(
-    x, *operands, has_where, has_scale, has_bias, epsilon, scale_factor, block, groups, alone=False
-):
-    where, scale, bias = _moments_operands(operands, has_where, has_scale, has_bias)
-    mean, low, var, *count = statistics(x, where, block, groups, alone)
-    results = mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor), *count
+def _moments(x, where, scale, bias, *, epsilon, scale_factor, block, groups, alone=False):
+    mask = [] if where is None else [where]
+    mean, low, var, *count = statistics(x, mask, block, groups, alone)
+    results = mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor)
+    results = (*results, *(count or [None]))
     # On a CPU they would be made anew for every element of y, within the loop over them.
     return lax.optimization_barrier(results) if alone else results
 
 
-def _moments_on_cpu(x, *operands, devices, **params):
-    return _moments_reference(x, *operands, **params, alone=devices == 1)
+def _moments_on_cpu(form):
+    def on_cpu(*inputs, devices, **params):
+        return form(*inputs, alone=devices == 1, **params)
+
+    return on_cpu
 
 
-def _split(x, operands, has_slope, mask, count):
-    """The slope, what is not masked, and the `count` linear operands that follow x, mean and low.
+def _without_spread(results, *, epsilon, **_):
+    """Where a channel has neither variance nor ε, and is divided by zero, for `checkify`."""
+    return jnp.isinf(lax.rsqrt(results[2] + epsilon))
 
-    `mask` says of what the mask, if there is one, takes the place of zeros: of all that it leaves
-    out ("where"), or of what is not finite there ("finite").
+
+def _centred(saved, mask, groups: int, block: Block) -> Any:
+    x, mean, low, _, where = saved
+    centred = (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
+    return _unmasked(centred, x, where, mask)
+
+
+def _unmasked(values, x, where, mask):
+    """`values`, and 0 under the mask.
+
+    `mask` says of what a mask takes the place of zeros: of all that it leaves out ("where"), or of
+    what is not finite there ("finite").
     """
-    slope, rest = operands[:has_slope], operands[has_slope:]
-    kept, linear = rest[: mask is not None], rest[mask is not None :]
-    assert len(linear) == count
-    return slope, [k | jnp.isfinite(x) for k in kept] if mask == "finite" else kept, linear
+    if where is None:
+        return values
+    return jnp.where(where | jnp.isfinite(x) if mask == "finite" else where, values, 0)
 
 
-def _unmasked(values, kept):
-    return jnp.where(kept[0], values, 0) if kept else values
-
-
-def _tangent_reference(
-    x, mean, low, *operands, has_slope, mask, inputs, outputs, dtype, block, groups
-):
-    del outputs
-    slope, kept, given = _split(x, operands, has_slope, mask, sum(inputs))
-    values = iter(given)
+def _tangent(saved, tangents, *, mask, dtype, block, groups):
+    x, _, _, slope, where = saved
+    dx, shift, tilt = tangents
     out = jnp.zeros_like(widen(x))
-    if inputs[0]:
-        out = out + spread(slope[0], x, groups, block) * next(values)
-    if inputs[1]:
-        out = out + spread(next(values), x, groups, block)
-    if inputs[2]:
-        centred = _unmasked(_centred(x, mean, low, groups, block), kept)
-        out = out + spread(next(values), x, groups, block) * centred
-    return (_unmasked(out, kept).astype(dtype),)
+    if dx is not None:
+        out = out + spread(slope, x, groups, block) * dx
+    if shift is not None:
+        out = out + spread(shift, x, groups, block)
+    if tilt is not None:
+        out = out + spread(tilt, x, groups, block) * _centred(saved, mask, groups, block)
+    return (_unmasked(out, x, where, mask).astype(dtype),)
 
 
-def _cotangent_reference(
-    x, mean, low, *operands, has_slope, mask, inputs, outputs, dtype, block, groups
-):
-    del outputs, dtype
-    slope, kept, (ct,) = _split(x, operands, has_slope, mask, 1)
-    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), kept)
+def _cotangent(saved, cotangents, *, mask, dtype, block, groups):
+    del dtype
+    (x, _, _, slope, where), (ct,) = saved, cotangents
+    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), x, where, mask)
     axes = reduced(x, groups, block)
-    results = []
-    if inputs[0]:
-        results.append(spread(slope[0], x, groups, block) * ct)
-    if inputs[1]:
-        results.append(ct.sum(axes))
-    if inputs[2]:
-        centred = _unmasked(_centred(x, mean, low, groups, block), kept)
-        results.append((centred * ct).sum(axes))
-    return tuple(results)
+    d_x = None if slope is None else spread(slope, x, groups, block) * ct
+    return d_x, ct.sum(axes), (_centred(saved, mask, groups, block) * ct).sum(axes)
 
 
-# ------------------------------------------------------------------------------ primitives
+# -------------------------------------------------------------------------------- kernels
 
 # Scratch memory for as many workers as keep a device busy, in entries of a worker and a channel.
 _ENTRIES = 1 << 17
@@ -195,17 +166,9 @@ def _scratch(x: Any, groups: int, entry: int, dtype: Any) -> Value:
     return Value("scratch", "scratch", dtype=dtype, size=entry * entries)
 
 
-def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups, **given):
-    if given["has_where"] or x.size == 0:
-        return _moments_reference(
-            *(x, *operands),
-            epsilon=epsilon,
-            scale_factor=scale_factor,
-            block=block,
-            groups=groups,
-            **given,
-        )
-    _, scale, bias = _moments_operands(operands, **given)
+def _moments_pass(x, where, scale, bias, *, devices, epsilon, scale_factor, block, groups):
+    if where is not None:
+        return None
     planes, dtype = planes_of(x, block), accumulation_dtype(x.dtype)
     channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
@@ -226,20 +189,19 @@ def _moments_kernel(x, *operands, devices, epsilon, scale_factor, block, groups,
     )
     shape = x.shape[:groups] + x.shape[x.ndim - sum(block) : x.ndim - block[1]]
     if found[0].shape[groups] == 1:
-        return [v.reshape(shape) for v in found]
+        return *(v.reshape(shape) for v in found), None
     average = functools.partial(jnp.mean, axis=groups, keepdims=True)
     count = wide_count(count_of(x, groups, block))
     mean, low, var, *_ = found
     mean, low, var = (v.reshape(shape) for v in merged(mean, low, var, count, average))
-    return [mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor)]
+    return mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor), None
 
 
-def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params):
-    inputs, ct = params["inputs"], operands[-1]
-    dtype = accumulation_dtype(x.dtype)
-    sum_only = params | {"inputs": (inputs[0], False, False)}
-    if params["mask"] or x.size == 0 or ct.dtype not in (x.dtype, dtype) or not any(inputs[1:]):
-        return _cotangent_reference(x, mean, low, *operands, block=block, groups=groups, **params)
+def _sums_pass(saved, cotangents, wanted, *, mask, dtype, block, groups, devices):
+    (x, mean, low, slope, _), (ct,) = saved, cotangents
+    accumulation = accumulation_dtype(x.dtype)
+    if mask or ct.dtype not in (x.dtype, accumulation) or not any(wanted[1:]):
+        return None
     planes = planes_of(x, block)
     channels = (*x.shape[:groups], planes.shape[-2])
     found = row_call(
@@ -250,73 +212,48 @@ def _cotangent_kernel(x, mean, low, *operands, devices, block, groups, **params)
             Value("low", "parameter", low.reshape(channels)),
             Value("ct", "row", ct.reshape(planes.shape)),
         ],
-        [Value(name, "partial", dtype=dtype) for name in ("sum", "product")]
-        + [_scratch(planes, groups, _SUMS_ENTRY, dtype)],
+        [Value(name, "partial", dtype=accumulation) for name in ("sum", "product")]
+        + [_scratch(planes, groups, _SUMS_ENTRY, accumulation)],
         groups=groups,
         devices=devices,
         planes=True,
     )
     # The elementwise part is XLA's, which fuses it with what follows.
-    elementwise = _cotangent_reference(
-        x, mean, low, *operands, block=block, groups=groups, **sum_only
-    )
-    return [*elementwise, *(s.reshape(mean.shape) for s, i in zip(found, inputs[1:]) if i)]
+    d_x = None if slope is None else spread(slope, x, groups, block) * ct.astype(accumulation)
+    return d_x, *(s.reshape(mean.shape) for s in found)
 
 
-def _without_spread(*operands, epsilon, **params):
-    """Where a channel has neither variance nor ε, and is divided by zero, for `checkify`."""
-    var = _moments_reference(*operands, epsilon=epsilon, **params)[2]
-    return jnp.isinf(lax.rsqrt(var + epsilon))
+# ----------------------------------------------------------------------------- declaration
 
-
-golden_batch_norm_moments_p = define(
-    "golden_batch_norm_moments",
-    _moments_reference,
-    operation="golden_batch_norm",
-    kernel=_moments_kernel,
+# Both are parts of what is differentiated as a whole (rules.py).
+MOMENTS = Operation(
+    name="golden_batch_norm_moments",
+    function="golden_batch_norm",
+    inputs=(Input("x"), Input("where"), Input("scale", "parameter"), Input("bias", "parameter")),
+    outputs=tuple(
+        Output(name, "parameter", dtype="accumulation")
+        for name in ("mean", "low", "var", "slope", "shift", "count")
+    ),
+    reference=_moments,
+    kernels=KernelsByHand(forward_pass=_moments_pass),
+    default="cuda",
     on_cpu=_moments_on_cpu,
     divides_by_zero=_without_spread,
 )
-golden_batch_norm_tangent_p = define(
-    "golden_batch_norm_tangent", _tangent_reference, operation="golden_batch_norm"
-)
-golden_batch_norm_cotangent_p = define(
-    "golden_batch_norm_cotangent",
-    _cotangent_reference,
+LINEAR = Derivative(
+    name="golden_batch_norm",
     operation="golden_batch_norm",
-    kernel=_cotangent_kernel,
+    saved=lambda **_: (
+        Input("x"),
+        Input("mean", "parameter"),
+        Input("low", "parameter"),
+        Input("slope", "parameter"),
+        Input("where"),
+    ),
+    inputs=(Input("dx"), Input("shift", "parameter"), Input("tilt", "parameter")),
+    outputs=(Output("dy", dtype="dtype"),),
+    tangent=_tangent,
+    cotangent=_cotangent,
+    kernels=KernelsByHand(backward_pass=_sums_pass),
+    geometry=ROWS,
 )
-
-# ----------------------------------------------------------------------------------- rules
-
-_INPUT_KINDS = ("row", "parameter", "parameter")
-
-
-def _moments_kinds(*, has_where, has_scale, has_bias, **_):
-    operands = ["row"] * (1 + has_where) + ["parameter"] * (has_scale + has_bias)
-    return operands, ["parameter"] * (5 + has_where)
-
-
-def _residual_kinds(has_slope, mask):
-    rows = ["row"] * (mask is not None)
-    return ["row", "parameter", "parameter"] + ["parameter"] * has_slope + rows
-
-
-def _tangent_kinds(*, has_slope, mask, inputs, **_):
-    return _residual_kinds(has_slope, mask) + masked(_INPUT_KINDS, inputs), ["row"]
-
-
-def _cotangent_kinds(*, has_slope, mask, inputs, **_):
-    return [*_residual_kinds(has_slope, mask), "row"], masked(_INPUT_KINDS, inputs)
-
-
-transposes(
-    golden_batch_norm_tangent_p,
-    golden_batch_norm_cotangent_p,
-    _tangent_reference,
-    _cotangent_reference,
-    reach=((True,),) * 3,
-)
-batch_rows(golden_batch_norm_moments_p, _moments_kinds)
-batch_rows(golden_batch_norm_tangent_p, _tangent_kinds)
-batch_rows(golden_batch_norm_cotangent_p, _cotangent_kinds)
