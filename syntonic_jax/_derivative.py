@@ -23,12 +23,13 @@ FormOnCpu = Callable[[Callable[..., Any]], Callable[..., Any]]
 class Input:
     """`kind` as in _custom_call.py. `reaches` names the outputs that it has an effect on.
 
-    An input that a call does not have is None.
+    What is `optional` is None in a call that does not have it.
     """
 
     name: str
     kind: str = "row"
     reaches: tuple[str, ...] | None = None  # None: all
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,14 +44,13 @@ class Operation:
     Attributes:
       name: of the operation.
       function: the public function whose `implementation=None` decides, where it has another name.
-      inputs, outputs: in the order of the jnp forms. The first of each are always there.
+      inputs, outputs: in the order of the jnp forms. The first output is always there.
       saved: the names of the inputs and outputs that the derivative takes, in this order; or a
         function `saved(**params)` of what is static.
       moved: by what the derivative is taken, where that is not the inputs.
       move: `move(inputs, tangents, **params) -> tangents of moved`, in jnp; None where there is
         none.
-      reference: `reference(*inputs, **params) -> outputs`, in jnp. Inputs that are not there are
-        None.
+      reference: `reference(*inputs, **params) -> outputs`, in jnp.
       tangent, cotangent: in jnp (_derivative.py).
       linear_if: `linear_if(**params) -> None`, raises where the outputs are not linear in the
         inputs; None: they never are.
@@ -106,10 +105,8 @@ class Operation:
         return tuple(self._named[name] for name in saved)
 
     def __call__(self, *inputs: Any, outputs: Sequence[str] = (), **params: Any) -> list[Any]:
-        """Binds the primitive to inputs, None for those that are not there.
-
-        `outputs` names the results beside the first.
-        """
+        """Binds the primitive. `outputs` names the results beside the first."""
+        assert all(i.optional or x is not None for i, x in zip(self.inputs, inputs, strict=True))
         return bind(
             self.primitive,
             *(x for x in inputs if x is not None),

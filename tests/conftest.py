@@ -56,22 +56,51 @@ def pytest_addoption(parser):
         "--share",
         metavar="K/N",
         help="of the variants of every test the K-th of N shares, drawn by their names; what has "
-        "no variants is in every share, what is marked `once` in the last",
+        "no variants is in every share, what is marked `once` in the last, and of the custom calls "
+        "of operations and layers there is one variant a test and operation in each",
     )
 
 
 def of_share(items, share: str) -> list:
     k, n = map(int, share.split("/"))
-    kept, variants = set(), {}
+    kept, variants, calls = set(), {}, {}
     for item in items:
+        name = item.nodeid.split("[")[0]
         if item.get_closest_marker("once"):
             kept |= {item} if k == n else set()
+        elif runs_calls(item):
+            calls.setdefault((name, operation_of(item)), []).append(item)
         else:
-            variants.setdefault(item.nodeid.split("[")[0], []).append(item)
+            variants.setdefault(name, []).append(item)
     for of_test in variants.values():
-        drawn = sorted(of_test, key=lambda item: zlib.crc32(item.nodeid.encode()))
+        drawn = by_name(of_test)
         kept |= set(drawn if len(drawn) < n else drawn[k - 1 :: n])
+    for of_test in calls.values():
+        kept.add(by_name(of_test)[(k - 1) % len(of_test)])
     return [item for item in items if item in kept]
+
+
+def by_name(items) -> list:
+    """In an order that has nothing to do with what they test."""
+    return sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode()))
+
+
+def parameter(item, name: str):
+    return item.callspec.params.get(name) if hasattr(item, "callspec") else None
+
+
+def operation_of(item) -> str:
+    operation = parameter(item, "operation") or parameter(item, "label") or ""
+    return getattr(operation, "label", operation)
+
+
+def runs_calls(item) -> bool:
+    """Whether a test has the double serve the custom calls of an operation or layer.
+
+    test_primitive_calls.py shows that these compute what jnp does.
+    """
+    folders = ("ops", "nn", "lattice", "transformations")
+    return parameter(item, "implementation") == "double" and item.path.parent.name in folders
 
 
 def pytest_collection_modifyitems(config, items):
@@ -85,8 +114,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
     for item in items:
-        called = getattr(item, "callspec", None) and item.callspec.params.get("implementation")
-        if called == "double" and item.path.parent.name in ("ops", "nn"):
+        if runs_calls(item) and item.path.parent.name in ("ops", "nn"):
             item.add_marker(pytest.mark.slow)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing or has_gpu():

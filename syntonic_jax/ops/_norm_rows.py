@@ -188,7 +188,10 @@ def _declared(name, norm: Norm, *, inputs, outputs, saved, **forms) -> Operation
     )
     return Operation(
         name=name,
-        inputs=(*inputs, *(Input(p, "parameter", reaches=("y",)) for p in parameters)),
+        inputs=(
+            *inputs,
+            *(Input(p, "parameter", reaches=("y",), optional=True) for p in parameters),
+        ),
         outputs=(*outputs, statistics),
         saved=(saved, "statistics", "scale"),
         forward_only=("epsilon",),

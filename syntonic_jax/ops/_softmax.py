@@ -44,10 +44,10 @@ class Logits(NamedTuple):
 # the bias where it is there. Weights and their scale enter z by elementwise arithmetic.
 LOGIT_INPUTS = (
     Input("x"),
-    Input("bias", "parameter"),
-    Input("weights"),
-    Input("scale", "scalar"),
-    Input("mask"),
+    Input("bias", "parameter", optional=True),
+    Input("weights", optional=True),
+    Input("scale", "scalar", optional=True),
+    Input("mask", optional=True),
 )
 MOVED = (Input("z"), Input("bias", "parameter"))
 

@@ -104,18 +104,24 @@ def _values(case):
     return case if type(case) is tuple else (case,)
 
 
-def assert_same_program(f, other, operands):
-    """The calls of a function bind the primitives that the jnp lowerings of another do.
+def assert_calls_bind_the_same(operation, transformation, operands):
+    """With the custom calls a program has the primitives that it has with jnp.
 
-    No rule reads the parameter: what binds the same primitives need not run twice.
+    That each of these computes the same either way is for test_primitive_calls.py to show.
     """
-    texts = [str(jax.make_jaxpr(g)(*operands)) for g in (f, other)]
+    texts = [
+        str(jax.make_jaxpr(transformation(operation.using(name), operation))(*operands))
+        for name in ("cuda", "xla")
+    ]
     assert "implementation=cuda" in texts[0]
     assert texts[0].replace("implementation=cuda", "implementation=xla") == texts[1]
 
 
 class Battery:
-    """Runs each inherited test once for every operation of the class."""
+    """Runs each inherited test once for every operation of the class.
+
+    A test that takes `some_operation` runs for those that are no variants.
+    """
 
     operations: ClassVar[Sequence[Operation]]
     variants: ClassVar[Sequence[Operation]] = ()  # the same with other options: slow tests
@@ -124,24 +130,28 @@ class Battery:
         if "operation" in metafunc.fixturenames:
             slow = [pytest.param(o, marks=pytest.mark.slow) for o in self.variants]
             metafunc.parametrize("operation", [*self.operations, *slow], ids=lambda o: o.label)
+        if "some_operation" in metafunc.fixturenames:
+            metafunc.parametrize("some_operation", self.operations, ids=lambda o: o.label)
 
 
 @pytest.mark.usefixtures("x64")
 class Transformations(Battery):
     @pytest.mark.parametrize("transformation", transformations.ALL, ids=lambda t: t.__name__)
-    def test_equals_that_of_the_formula(self, operation, transformation, implementation, rng):
+    def test_equals_that_of_the_formula(self, operation, transformation, rng):
         operands = operation.operands(rng)
-        f = transformation(operation.using(implementation), operation)
-        if operation in self.variants and implementation == "cuda":
-            other = transformation(operation.using("xla"), operation)
-            return assert_same_program(f, other, operands)
+        f = transformation(operation.using("xla"), operation)
         got = jax.jit(f)(*operands)
         assert_same(got, compiled_reference(operation, transformation)(*operands))
 
-    def test_check_grads(self, operation, implementation, rng):
+    @pytest.mark.parametrize("transformation", transformations.ALL, ids=lambda t: t.__name__)
+    def test_calls_bind_the_same(self, some_operation, transformation, rng):
+        operands = some_operation.operands(rng)
+        assert_calls_bind_the_same(some_operation, transformation, operands)
+
+    def test_check_grads(self, operation, rng):
         # Against central differences, which err by step**2 times a third derivative below 1e3.
         operands = operation.operands(rng, lead=(2,), width=3)
-        f = jax.jit(operation.using(implementation))
+        f = jax.jit(operation.using("xla"))
         check_grads(f, operands, order=2, modes=("fwd", "rev"), eps=1e-4, atol=1e-5, rtol=1e-5)
 
     def test_eager_and_without_jit(self, operation, implementation, rng):

@@ -51,7 +51,7 @@ def sums(x, mean, low, a, where, block: Block, implementation) -> list[Any]:
         (x, mean, low, None, where),
         (a,),
         (False, True, True),
-        mask=None if where is None else "where",
+        zeros="where",
         dtype=a.dtype,
         block=block,
         groups=0,
@@ -70,7 +70,7 @@ def apply_tangent(
         (x, mean, low, None if dx is None else slope, where),
         (dx, shift, tilt),
         (True,),
-        mask=None if where is None else "finite",
+        zeros="finite",
         dtype=dtype,
         block=block,
         groups=0,
@@ -103,24 +103,23 @@ def _without_spread(results, *, epsilon, **_):
     return jnp.isinf(lax.rsqrt(results[2] + epsilon))
 
 
-def _centred(saved, mask, groups: int, block: Block) -> Any:
+def _centred(saved, zeros: str, groups: int, block: Block) -> Any:
     x, mean, low, _, where = saved
     centred = (widen(x) - spread(mean, x, groups, block)) - spread(low, x, groups, block)
-    return _unmasked(centred, x, where, mask)
+    return _unmasked(centred, x, where, zeros)
 
 
-def _unmasked(values, x, where, mask):
-    """`values`, and 0 under the mask.
+def _unmasked(values, x, where, zeros: str):
+    """`values`, with zeros where the mask leaves x out.
 
-    `mask` says of what a mask takes the place of zeros: of all that it leaves out ("where"), or of
-    what is not finite there ("finite").
+    They take the place of all that ("where"), or only of what is not finite in x ("finite").
     """
     if where is None:
         return values
-    return jnp.where(where | jnp.isfinite(x) if mask == "finite" else where, values, 0)
+    return jnp.where(where | jnp.isfinite(x) if zeros == "finite" else where, values, 0)
 
 
-def _tangent(saved, tangents, *, mask, dtype, block, groups):
+def _tangent(saved, tangents, *, zeros, dtype, block, groups):
     x, _, _, slope, where = saved
     dx, shift, tilt = tangents
     out = jnp.zeros_like(widen(x))
@@ -129,17 +128,17 @@ def _tangent(saved, tangents, *, mask, dtype, block, groups):
     if shift is not None:
         out = out + spread(shift, x, groups, block)
     if tilt is not None:
-        out = out + spread(tilt, x, groups, block) * _centred(saved, mask, groups, block)
-    return (_unmasked(out, x, where, mask).astype(dtype),)
+        out = out + spread(tilt, x, groups, block) * _centred(saved, zeros, groups, block)
+    return (_unmasked(out, x, where, zeros).astype(dtype),)
 
 
-def _cotangent(saved, cotangents, *, mask, dtype, block, groups):
+def _cotangent(saved, cotangents, *, zeros, dtype, block, groups):
     del dtype
     (x, _, _, slope, where), (ct,) = saved, cotangents
-    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), x, where, mask)
+    ct = _unmasked(ct.astype(accumulation_dtype(x.dtype)), x, where, zeros)
     axes = reduced(x, groups, block)
     d_x = None if slope is None else spread(slope, x, groups, block) * ct
-    return d_x, ct.sum(axes), (_centred(saved, mask, groups, block) * ct).sum(axes)
+    return d_x, ct.sum(axes), (_centred(saved, zeros, groups, block) * ct).sum(axes)
 
 
 # -------------------------------------------------------------------------------- kernels
@@ -197,10 +196,11 @@ def _moments_pass(x, where, scale, bias, *, devices, epsilon, scale_factor, bloc
     return mean, low, var, *line(low, var, scale, bias, epsilon, scale_factor), None
 
 
-def _sums_pass(saved, cotangents, wanted, *, mask, dtype, block, groups, devices):
-    (x, mean, low, slope, _), (ct,) = saved, cotangents
+def _sums_pass(saved, cotangents, wanted, *, block, groups, devices, **_):
+    (x, mean, low, slope, where), (ct,) = saved, cotangents
     accumulation = accumulation_dtype(x.dtype)
-    if mask or ct.dtype not in (x.dtype, accumulation) or not any(wanted[1:]):
+    known_type = ct.dtype in (x.dtype, accumulation)
+    if where is not None or not known_type or not any(wanted[1:]):
         return None
     planes = planes_of(x, block)
     channels = (*x.shape[:groups], planes.shape[-2])
@@ -229,7 +229,12 @@ def _sums_pass(saved, cotangents, wanted, *, mask, dtype, block, groups, devices
 MOMENTS = Operation(
     name="golden_batch_norm_moments",
     function="golden_batch_norm",
-    inputs=(Input("x"), Input("where"), Input("scale", "parameter"), Input("bias", "parameter")),
+    inputs=(
+        Input("x"),
+        Input("where", optional=True),
+        Input("scale", "parameter", optional=True),
+        Input("bias", "parameter", optional=True),
+    ),
     outputs=tuple(
         Output(name, "parameter", dtype="accumulation")
         for name in ("mean", "low", "var", "slope", "shift", "count")
@@ -247,8 +252,8 @@ LINEAR = Derivative(
         Input("x"),
         Input("mean", "parameter"),
         Input("low", "parameter"),
-        Input("slope", "parameter"),
-        Input("where"),
+        Input("slope", "parameter", optional=True),
+        Input("where", optional=True),
     ),
     inputs=(Input("dx"), Input("shift", "parameter"), Input("tilt", "parameter")),
     outputs=(Output("dy", dtype="dtype"),),
