@@ -1,22 +1,22 @@
-// How a thread takes in the packs of a channel, one after the other, whatever it measures.
+// How a thread goes through the packs of a channel, whatever it measures.
 //
 // A measure F has the types T of the data, A of accumulation, M of the monoid, and
-//   int         kReads, packs that a thread takes in at a time
-//   int         kStages, how often that in shared memory, at least 2 and at most 5
-//   int         kPieces, of 16 bytes, that come from memory with a pack of 16 bytes of the data
-//   Raw<V>      V elements as they came from memory
-//   Number      what it makes of one element
+//   int         kReads, packs that a thread reads at a time
+//   int         kStages, how many such reads shared memory holds, from 2 to 5
+//   int         kPieces, pieces that are read for a pack of the data
+//   Raw<V>      V elements as they are in memory
+//   Number      what is computed of one element
 //   Channel     what is known of a channel
-//   Turn        what it gathers of a channel from a few packs
+//   Turn        what is summed over a few packs of a channel
 //   Raw<V>   read<V>(int64_t first) const
-//   void     start(uint4* pieces, int64_t first) const     has a pack copied to shared memory, its
-//                                                          pieces kChannelThreads apart
-//   Raw<V>   started<V>(const uint4* pieces) const         what came of it
+//   void     start(uint4* pieces, int64_t first) const     starts to copy a pack to shared memory,
+//                                                          its pieces kChannelThreads apart
+//   Raw<V>   started<V>(const uint4* pieces) const         reads it there
 //   void     unpack(const Raw<V>&, Number (&)[V]) const
 //   Channel  channel(int64_t partial, int64_t channel) const
-//   Turn     begin(const M&, const Number&) const     the number is one of those to come
+//   Turn     begin(const M&, const Number&) const     the number is one that `take` will get
 //   void     take(Turn&, const Number&, const Channel&) const
-//   void     end(M&, const Turn&, int n) const        n numbers were taken
+//   void     end(M&, const Turn&, int n) const        adds a turn of n numbers
 //   auto     parameters(int64_t result) const         what `store` needs from memory
 //   void     store(int64_t result, const M&, parameters, const Channels&, int lane) const
 //                                                          called by a warp
@@ -28,8 +28,8 @@
 
 namespace syntonic {
 
-// Begins a turn of every channel with a pack that is yet to be taken: element e is of channel e, or
-// all are of the only one.
+// Begins a turn of every channel, with a pack that is taken afterwards. Element e is of channel e,
+// or all are of one channel.
 template <int V, int E, class F>
 __device__ void begin_turn(const F& f, const typename F::template Raw<V>& raw,
                            const typename F::M (&found)[E], typename F::Turn (&turn)[E]) {
@@ -61,7 +61,7 @@ __device__ void end_turn(const F& f, int packs, const typename F::Turn (&turn)[E
   for (int e = 0; e < E; ++e) f.end(found[e], turn[e], packs * V / E);
 }
 
-// All of `left` packs of a few elements that begin where `next` tells, R of them read at a time.
+// Takes `left` packs of V elements, which begin at what `next` returns; reads R of them at a time.
 template <int R, int V, int E, class F, class Next>
 __device__ void take_in(const F& f, int left, Next next, const typename F::Channel (&channel)[E],
                         typename F::M (&found)[E]) {
@@ -84,9 +84,9 @@ __device__ void take_in(const F& f, int left, Next next, const typename F::Chann
   end_turn<V>(f, left, turn, found);
 }
 
-// The same for packs of 16 bytes, through shared memory: while some are taken, those of the other
-// stages are on their way. A thread reads what it has copied itself. Turns are long, because what
-// ends them costs as much as some packs.
+// The same for packs of 16 bytes, through stages in shared memory: while one is taken, the others
+// are being filled. A thread reads only what it has copied itself. Turns are long, because the end
+// of one costs as much as some packs.
 template <class F>
 constexpr int kPiecesStaged = F::kStages * F::kReads * F::kPieces * kChannelThreads;
 
@@ -100,7 +100,7 @@ __device__ void take_in_staged(const F& f, uint4* stages, int left, Next next,
     return stage == own + (F::kStages - 1) * R * kPack ? own : stage + R * kPack;
   };
   uint4 *fill = own, *stage = own;
-  int ahead = left;  // packs that are not yet on their way
+  int ahead = left;  // packs whose copy is not yet started
   const auto start = [&] {
 #pragma unroll
     for (int r = 0; r < R; ++r) {

@@ -1,8 +1,8 @@
 // The channel engine: reduces every channel of [outer, channels, inner] to one value of a monoid,
 // in a fixed order. Workers leave what they find in scratch memory, a second kernel merges it.
 //
-// Memory is walked from its end: what of it is still in the L2 cache is what a kernel that begins
-// at its beginning, as elementwise ones do, reads first.
+// Workers read memory from its end. The L2 cache then holds its beginning, where the next kernel,
+// an elementwise one, begins to read.
 #pragma once
 
 #include <memory>
@@ -11,10 +11,10 @@
 
 namespace syntonic {
 
-// How the work on a partial is spread, and what every thread would otherwise divide for.
+// How the work on a partial is spread. The host divides once, so that threads need not.
 struct ChannelPlan {
   int64_t members = 1;  // workers that share it
-  int64_t fold = 1;     // rows of channels put side by side, so that these are wide and aligned
+  int64_t fold = 1;     // rows of channels that count as one, so that it is wide and aligned
   int packs = 0;        // of a tile, or of a plane
   int64_t tiles = 0;
   int64_t each = 0;  // rows for every thread of a column, or planes for every worker
@@ -23,9 +23,9 @@ struct ChannelPlan {
 
 // ---- tiles of [outer, channels * inner], every thread on columns of its own ----
 
-// A block works on a tile of columns, some whole channels of `inner` columns each, of `fold` rows
-// side by side; several blocks, the members of a partial, share its rows. A thread keeps to a pack
-// of columns.
+// A block works on a tile of columns: whole channels of `inner` columns each, of `fold` rows side
+// by side. Several blocks, the members of a partial, share its rows. A thread stays on one pack of
+// columns.
 template <int N>
 struct ColumnTile {
   unsigned unit;  // partial * members + member
@@ -67,7 +67,7 @@ struct ColumnTile {
   }
 };
 
-// Every member takes every members-th group of rows, and leaves [partial, member, row of the fold,
+// A member takes every members-th group of rows. Writes [partial, member, row of the fold,
 // channel].
 template <class F>
 __global__ void __launch_bounds__(kChannelThreads, 2)
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
   wait_for_launches();
   using M = typename F::M;
   constexpr int N = kVector<typename F::T>;
-  using Found = M[N][kChannelThreads + 1];  // one more: other banks for another e
+  using Found = M[N][kChannelThreads + 1];  // one more, so that each e is in another bank
   constexpr int kFound = (sizeof(Found) + 15) / 16;
   __shared__ uint4 stages[kPiecesStaged<F> > kFound ? kPiecesStaged<F> : kFound];
   Found& shared = reinterpret_cast<Found&>(stages);
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
   const int64_t turn = tile.member * rows_at_once + tile.row_of_thread;
   int left = tile.works ? static_cast<int>(plan.each + (turn < plan.rest)) : 0;
   int64_t place = (plan.each * step + plan.rest - 1 - turn) * width + tile.column;
-  // Only the last row may end early; who would begin with it takes its elements one by one, last.
+  // Only the last row may end within a pack. The thread of that pack takes it last, by elements.
   const bool ragged = left > 0 && place + N > elements;
   const int64_t last = place;
   if (ragged) --left, place -= step * width;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     }
   }
 
-  // Where a pack is of one channel, so is what was found of it.
+  // If a pack lies in one channel, its results are merged.
   const bool alike = inner % N == 0;
 #pragma unroll
   for (int e = 1; e < N; ++e) {
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     if (e == 0 || !alike) shared[e][thread] = found[e];
   }
   __syncthreads();
-  // As many lanes of a warp on a channel as there are threads for it.
+  // A warp merges the results of a channel, with as many lanes as there are threads for it.
   const int channels = packs * N / inner, pieces = alike ? inner / N : inner;  // of a channel
   const int64_t results = shape.count * plan.fold;
   int lanes = 1;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kChannelThreads, 4)
   const unsigned rows_of_step = kChannelThreads / packs;
   const unsigned packs_of_step = kChannelThreads - rows_of_step * packs;
 
-  // The place of this thread, which moves on by as many packs as the block has threads.
+  // Where this thread reads: it moves on by as many packs as the block has threads.
   const unsigned thread = threadIdx.x, row_of_thread = thread / packs;
   unsigned pack = thread - row_of_thread * packs;
   int64_t place = (partial * shape.outer + begin + row_of_thread) * row + channel * shape.inner +
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   const int64_t result = int64_t{blockIdx.x} * kMergeWarps + threadIdx.x / kWarp;
   if (result >= shape.partials * shape.count) return;
   const int64_t partial = result / shape.count, channel = result % shape.count;
-  // The one exception: these are older than the launch before, which has itself waited for them.
+  // May be read before the wait: the launch before has itself waited for what writes parameters.
   const auto parameters = f.parameters(result);
   const M* own = entries + partial * rows * shape.count + channel;
   wait_for_launches();
@@ -225,10 +225,10 @@ inline int power_in(int64_t n, int most) {
   return power;
 }
 
-// Tiles of columns, if every row of channels begins a pack of N elements and channels are narrow
-// enough. Otherwise there are no packs. Of a channel, no more than `room` workers find something.
+// A plan with tiles of columns, if rows of channels can be read in packs of N elements and channels
+// are narrow; otherwise one without packs. A channel has at most `room` entries in scratch memory.
 template <int N>
-ChannelPlan plan_columns(const Channels& shape, int64_t room) {
+ChannelPlan plan_tiles(const Channels& shape, int64_t room) {
   ChannelPlan plan;
   const int64_t width = shape.count * shape.inner;
   if (shape.inner == 1) {
@@ -249,8 +249,8 @@ ChannelPlan plan_columns(const Channels& shape, int64_t room) {
   return plan;
 }
 
-// How many members leave the fewest blocks without work while the last ones are at theirs, in
-// `waves` of as many blocks as run at once.
+// How many members leave the device the least idle in the last wave of blocks; at least `waves`
+// waves of `resident` blocks.
 inline int64_t even_members(int64_t tiles, int64_t resident, int waves) {
   const int64_t least = std::max<int64_t>(1, waves * resident / tiles);
   int64_t best = least;
@@ -272,10 +272,10 @@ Status reduce_channels(Stream stream, const F& f, const Channels& shape, int vec
   size_t bytes = scratch_size * sizeof(typename F::A);
   M* const entries = static_cast<M*>(std::align(alignof(M), sizeof(M), scratch, bytes));
   if (entries == nullptr) return cudaErrorInvalidValue;
-  // Entries that there is room for, for each channel of a partial.
+  // How many entries each channel of a partial has room for.
   const int64_t room = static_cast<int64_t>(bytes / sizeof(M)) / shape.results();
   if (room < 1) return cudaErrorInvalidValue;
-  ChannelPlan plan = vector == N ? plan_columns<N>(shape, room) : ChannelPlan{};
+  ChannelPlan plan = vector == N ? plan_tiles<N>(shape, room) : ChannelPlan{};
   Status status;
   if (plan.packs > 0) {
     const int64_t rows = ceil_div(shape.outer, plan.fold);

@@ -1,5 +1,5 @@
-// The cotangents of softmax, log softmax and cross entropy, which differ in what the probabilities
-// p are read from and in how much of them a row takes back:
+// The cotangents of softmax, log softmax and cross entropy. They differ in what the probabilities p
+// are computed from, and in the number s that each row has:
 //   softmax         d_z = p (ct - s),    s = sum(p ct)
 //   log softmax     d_z = ct - p s,      s = sum(ct)
 //   cross entropy   d_z = s (p - hit),   s the cotangent of the loss, hit 1 at the label
@@ -23,7 +23,7 @@ struct PullArguments {
   const int32_t* labels;  // cross entropy
   const A* row_ct;        // cross entropy
   T* d_z;                 // null: the column sums alone
-  A* row_sums;            // where s is kept for the column sums; may be null
+  A* row_sums;            // the s of every row, for the column sums; may be null
   int64_t rows;
   int64_t group_rows;  // 0: one group, no division needed
   int width;
@@ -68,7 +68,7 @@ __device__ A pulled(A s, A p, A ct) {
   return s * p;
 }
 
-// What the elements of a row need to know of it, to become p and then d_z.
+// What a row has for all its elements: where it begins, and its numbers. Computes p, then d_z.
 template <Pull kPull, class T>
 struct PullRow {
   using A = Acc<T>;
@@ -142,7 +142,7 @@ struct PullRow {
     }
 #pragma unroll
     for (int e = 0; e < N; ++e) p[e] = pulled<kPull>(s, p[e], ct[e]);
-    // What does not count is 0 already, unless a row that is NaN made it NaN.
+    // Masked elements are 0 already, unless s is NaN.
     if (present != kAll<N>) hide_absent(present, p, A(0));
   }
   __device__ A pull_at(A s, int at, bool present, A ct, A p) const {
@@ -151,8 +151,8 @@ struct PullRow {
   }
 };
 
-// Aligned rows of whole packs, K packs a thread, on a persistent grid. The column sums gather in
-// registers; kPlain: without any, and everything counts.
+// Aligned rows of whole packs, K packs a thread, on a persistent grid. Column sums are kept in
+// registers. kPlain: there are none, and no mask.
 template <Pull kPull, bool kPlain, class T, int K>
 __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
     pull_rows(const PullArguments<T> a, const Workers workers, Acc<T>* sums, int64_t stride) {
@@ -225,8 +225,8 @@ __global__ void __launch_bounds__(kMaxThreads, kPlain ? 2 : 1)
   }
 }
 
-// Rows of any width and alignment that fit into the shared memory of a cluster together with their
-// cotangents. A thread copies and reads only packs of its own.
+// Rows of any width and alignment, staged together with their cotangents. A thread reads only what
+// it has copied itself.
 template <Pull kPull, class T>
 __global__ void __launch_bounds__(kStageThreads, 3) pull_staged(const PullArguments<T> a) {
   wait_for_launches();

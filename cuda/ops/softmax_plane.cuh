@@ -1,12 +1,11 @@
-// Softmax along an inner axis, and along short rows of odd length: two ways to hold what a block
-// works on in shared memory, and one that holds nothing. A row of a softmax lies across a plane,
-// its elements `inner` apart.
+// Softmax along an inner axis, and along short ragged rows. A row of the softmax lies across a
+// plane, its elements `inner` apart. There are three ways to go through planes:
 //
-//   tile      some whole planes, contiguous in memory, copied piece by piece; their rows are read
-//             element by element
-//   columns   the rows of a few packs side by side, which a cluster may share out along their
-//             length; a thread copies and reads only packs of its own
-//   stream    the rows of neighbouring elements, read twice
+//   tile      a block copies some whole planes, which are contiguous, to shared memory, and reads
+//             their rows there element by element
+//   columns   a block stages the rows of a few packs side by side; the blocks of a cluster share
+//             their length; a thread reads only what it has copied itself
+//   stream    the rows of neighbouring elements are read twice from memory
 #pragma once
 
 #include "ops/softmax_row.cuh"
@@ -15,7 +14,7 @@ namespace syntonic {
 
 constexpr int kPlaneWarps = kPlaneThreads / kWarp;
 
-// The planes of a call, and which rows a block works on.
+// The planes of a call, and how many of their rows a block takes.
 struct PlaneShape {
   int64_t planes;
   int64_t group_planes;
@@ -77,13 +76,13 @@ inline int tile_planes(const Planes& shape, int64_t item) {
       std::max<int64_t>(1, std::min(kTileBytes / bytes, kTileRows / shape.inner)));
 }
 
-// 16-byte pieces of a tile, with room for the place of its first element in a line of memory.
+// Pieces of a tile. It has room to begin at the place in a line where its first element lies.
 template <class T>
 __host__ __device__ constexpr int64_t tile_pieces(const PlaneShape& shape) {
   return shape.lanes * shape.size() * int64_t{sizeof(T)} / 16 + kLine + 1;
 }
 
-// A stretch of an array in shared memory, alike in lines of 128 bytes.
+// Some planes in shared memory. An element has the place in a line that it has in global memory.
 template <class T>
 struct Tile {
   static constexpr int N = kVector<T>;
@@ -125,7 +124,7 @@ struct Tile {
   }
 };
 
-// Threads that share a row of a tile: neighbours, a power of two of them.
+// Threads that share a row of a tile: neighbours in a warp, a power of two.
 __host__ __device__ inline int tile_slots(const PlaneShape& shape) {
   int slots = 1;
   while (slots < kWarp && slots < shape.width &&
@@ -139,7 +138,7 @@ inline int tile_threads(const PlaneShape& shape) {
   return static_cast<int>(ceil_div(tile_slots(shape) * shape.lanes * shape.inner, kWarp) * kWarp);
 }
 
-// The row of a thread, and its elements.
+// The row of a tile that this thread shares, and its elements of it.
 struct TileRow {
   int slots;
   int slot;
@@ -170,8 +169,8 @@ struct TileRow {
 
 // ---- stream ----
 
-// The row of a thread, which shares it with `slots` - 1 others, those of other blocks of the
-// cluster included; neighbours have neighbouring ones.
+// The row of a thread. `slots` threads share a row, of all blocks of the cluster; neighbouring
+// threads have neighbouring rows.
 struct StridedRow {
   bool any;  // whether there is such a row
   int slot;
@@ -225,7 +224,7 @@ struct ColumnPlan {
   }
 };
 
-// `arrays` of them go side by side.
+// For the columns of each of `arrays` arrays.
 template <class T, class K>
 ColumnPlan plan_columns(const Planes& shape, int arrays, K* kernel) {
   ColumnPlan plan;
@@ -244,7 +243,7 @@ ColumnPlan plan_columns(const Planes& shape, int arrays, K* kernel) {
   return plan;
 }
 
-// The packs of a thread: one of every `slots`-th element of N rows.
+// The packs of a thread: of N neighbouring rows, every `slots`-th element.
 template <class T>
 struct ColumnPlace {
   static constexpr int N = kVector<T>;
@@ -289,16 +288,15 @@ struct ColumnPlace {
   }
 };
 
-// Merges what the threads of the same rows have found, those of other blocks of the cluster
-// included, in a fixed order.
+// Merges what the threads of a row have found, of all blocks of the cluster, in a fixed order.
 template <class M>
 struct RowExchange {
-  static constexpr int kParts = kPlaneWarps;  // of kTileColumns rows; more of fewer rows
-  M parts[kParts * kTileColumns];             // of `count` rows each
+  static constexpr int kParts = kPlaneWarps;  // of kTileColumns rows each; more if rows are fewer
+  M parts[kParts * kTileColumns];             // `count` entries each, one a row
   M blocks[kMaxCluster][kTileColumns];
 
-  // `filled` parts are filled. `finish` turns the total of row i into what is left in parts[i] for
-  // all to read.
+  // `filled` parts hold what threads have found. Leaves finish(i, total of row i) in parts[i], for
+  // all threads to read.
   template <class Merge, class Finish>
   __device__ void run(int count, int filled, int cluster, Merge merge, Finish finish) {
     const int threads = static_cast<int>(blockDim.x), rank = cluster_rank();
@@ -330,7 +328,7 @@ struct RowExchange {
   }
 };
 
-// The same for N neighbouring rows of every thread; `across` merges those of the lanes of a warp.
+// The same if every thread has N neighbouring rows. `across` merges over the lanes of a warp.
 template <class M, int N, class Lanes, class Merge, class Finish>
 __device__ void exchange_columns(RowExchange<M>& shared, int lanes, int cluster, M (&found)[N],
                                  Lanes across, Merge merge, Finish finish) {
@@ -345,7 +343,7 @@ __device__ void exchange_columns(RowExchange<M>& shared, int lanes, int cluster,
   for (int e = 0; e < N; ++e) found[e] = shared.parts[lane % lanes * N + e];
 }
 
-// The same for one row of every thread, of `lanes` side by side.
+// The same if every thread has one row, of `lanes` side by side.
 template <class M, class Merge>
 __device__ M exchange_row(RowExchange<M>& shared, int lanes, int cluster, const M& found,
                           Merge merge) {

@@ -1,5 +1,5 @@
-// Rows of logits: how they lie in memory, and the two ways to go through those that registers do
-// not hold: read where they lie, or staged in the shared memory of a cluster.
+// Rows of logits that are too wide for registers: how they lie in memory, and the two ways to go
+// through them, streamed from memory or staged in the shared memory of a cluster.
 #pragma once
 
 #include "core/async_copy.cuh"
@@ -8,9 +8,10 @@
 
 namespace syntonic {
 
-// A stretch of an array, such as a row: whole packs, and at its ends a few elements that share a
-// pack with what lies beside it. Where the arrays of a kernel do not lie alike, all elements are
-// such. The packs of a long one begin with a line of memory, that a warp need not touch one more.
+// A contiguous part of an array, such as a row: whole packs, and single elements before and after
+// them, whose packs reach into its neighbours. If the arrays of a kernel are not aligned alike, all
+// elements are single ones. The packs of a long part begin at a line, so that the accesses of a
+// warp touch as few lines as they can.
 template <class T>
 struct Stretch {
   static constexpr int N = kVector<T>;
@@ -31,11 +32,11 @@ struct Stretch {
 
   __device__ int first(int pack) const { return head + pack * N; }
   __device__ int edges() const { return width - packs * N; }
-  // The place of an element at its ends.
+  // The place of the i-th single element.
   __device__ int edge(int i) const { return i < head ? i : i + packs * N; }
 };
 
-// A row that does not exist is empty.
+// A row behind the last one is empty.
 template <class T>
 __device__ Stretch<T> stretch_of_row(const T* array, int64_t row, int64_t rows, int width,
                                      bool vector) {
@@ -43,16 +44,16 @@ __device__ Stretch<T> stretch_of_row(const T* array, int64_t row, int64_t rows, 
   return {array, exists ? row * width : 0, exists ? width : 0, vector};
 }
 
-// Of a thread, under way at a time.
+// Packs that a thread loads before it uses the first of them.
 template <class T>
 constexpr int kPacksUnderWay = sizeof(T) == 2 ? kStreamPacks16 : kStreamPacks;
 
-// The logits of a row that is read where it lies.
+// The logits of a row that is streamed.
 template <bool kPlain, class T>
 struct LogitStream {
   using A = Acc<T>;
   static constexpr int N = kVector<T>;
-  static constexpr int kPacks = kPlain ? kPacksUnderWay<T> : 4;  // others take more registers
+  static constexpr int kPacks = kPlain ? kPacksUnderWay<T> : 4;  // the others need registers
 
   const Logits<T>& from;
   const Stretch<T>& of;
@@ -65,7 +66,7 @@ struct LogitStream {
   __device__ uint32_t read(int pack, const Packed<T, N>& x, A (&z)[N]) const {
     return logits_of<kPlain>(from, scale, row, of.first(pack), x, z);
   }
-  // Logits that count one and all are only those of a cross entropy here, which reads them once.
+  // Only a cross entropy has plain logits here. It reads them once: the cache need not keep them.
   __device__ Packed<T, N> raw(int pack) const {
     constexpr Cache kCache = kPlain ? Cache::passing : Cache::keep;
     return read_pack<T, N, kCache>(from.x + of.start + of.first(pack));
@@ -74,11 +75,11 @@ struct LogitStream {
     return logit_at(from, scale, row, of.edge(i), present);
   }
 
-  // Of the elements of this thread of a team.
+  // The largest logit and the sum, of the elements of this thread.
   __device__ MaxSum<A> max_sum(const Team& team) const {
     MaxSum<A> found;
     uint32_t any = 0;
-    // Its first element at the ends of the row, read beside the first packs.
+    // The first of its single elements is read together with the first packs.
     bool edge_present = false;
     A first_edge[1][1] = {{-kInfinity<A>}};
     if (team.rank < of.edges()) first_edge[0][0] = edge(team.rank, edge_present);
@@ -128,8 +129,8 @@ struct LogitStream {
   }
 };
 
-// The number of threads, some whole warps, that leaves the fewest without work in the last of the
-// turns in which they go through `packs`.
+// How many threads go through `packs` in turns so that the fewest are idle in the last turn: whole
+// warps, from `least` to `most` threads.
 inline int even_threads(int64_t packs, int least, int most) {
   int threads = least;
   int64_t fewest = std::numeric_limits<int64_t>::max();
@@ -140,8 +141,8 @@ inline int even_threads(int64_t packs, int least, int most) {
   return threads;
 }
 
-// Teams for rows that are streamed through: a part of a warp, or a block. Of a few long rows the
-// last ones should not leave most of the device without work.
+// Teams for rows that are streamed: a part of a warp, or a block. A block has the number of threads
+// that leaves the device the least idle, in the last turn of a row and in the last wave of blocks.
 template <class T>
 RowPlan plan_stream(int64_t width, int64_t rows) {
   constexpr int kLeast = kLeastStreamThreads;
@@ -166,10 +167,10 @@ inline Grid grid_of_rows(const RowPlan& plan, int64_t rows) {
   return {ceil_div(rows, teams_per_block(plan)) * cluster, plan.threads, cluster};
 }
 
-// How a row goes through shared memory, in 16-byte pieces; the first packs of every thread stay in
-// its registers, which leaves room for the rows of other blocks.
-// Pieces of a block for so many packs of a row, shared out among its threads and those of its
-// peers.
+// A staged row: every thread keeps its first kHeldPacks packs in registers and stages the others in
+// shared memory, as pieces. That leaves shared memory for the rows of other blocks.
+
+// Pieces that a block stages, of a row of `packs` packs that `blocks` blocks share.
 __host__ __device__ constexpr int64_t stage_pieces(int64_t packs, int blocks, int threads) {
   const int team = blocks * threads;
   const int64_t turns = (packs + team - 1) / team;
@@ -185,7 +186,7 @@ struct StagePlan {
   Grid grid(int64_t rows) const { return {rows * blocks, threads, blocks, shared}; }
 };
 
-// `arrays` rows of so many bytes go side by side.
+// For rows of `row_bytes` of each of `arrays` arrays.
 template <class K>
 StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
   const int64_t pieces = row_bytes / 16;
@@ -195,7 +196,7 @@ StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
   while (plan.blocks < std::min(most, kMaxCluster) && crowded(kStagePieces)) plan.blocks *= 2;
   while (plan.blocks < most && crowded(kMostPieces)) plan.blocks *= 2;
   const int64_t share = ceil_div(pieces, plan.blocks);
-  // Where few blocks find room on a multiprocessor, they had better be large ones.
+  // If a multiprocessor has room for few blocks, large blocks keep it busier.
   const int64_t some = share * arrays > kStagePieces + kStagePieces / 8 ? 224 : 128;
   const int least = static_cast<int>(std::min(some, ceil_div(share, kWarp) * kWarp));
   plan.threads = even_threads(share, std::max(least, kWarp), kStageThreads);
@@ -208,14 +209,15 @@ StagePlan plan_stages(int64_t row_bytes, int arrays, int most, K* kernel) {
   return plan;
 }
 
-// Of the pieces of a block, the first that this thread copies packs from here to: alike in lines.
+// Where this thread stages its packs, the first of which is at `first_pack`. A piece has the place
+// in its line of shared memory that its pack has in a line of global memory.
 template <class T>
 __device__ uint4* stage_of(uint4* pieces, const T* first_pack) {
   return pieces + threadIdx.x + reinterpret_cast<uintptr_t>(first_pack) / 16 % kLine;
 }
 
-// Calls `held` with the number of every pack of this thread that it holds and with which that is,
-// and `staged` with that of every other and with the piece that it is staged in.
+// Goes through the packs of this thread: calls held(pack, register) for those in registers, then
+// staged(pack, piece) for the others.
 template <class Held, class Staged>
 __device__ void for_packs(int packs, const Team& team, Held&& held, Staged&& staged) {
   int pack = team.rank;
@@ -227,7 +229,7 @@ __device__ void for_packs(int packs, const Team& team, Held&& held, Staged&& sta
   for (int piece = 0; pack < packs; pack += team.size, piece += blockDim.x) staged(pack, piece);
 }
 
-// Sets out to read a row. What is held need not be waited for.
+// Starts to read a row. The staged packs are there after wait_copies; those in registers need none.
 template <class T>
 __device__ void fetch_packs(Packed<T, kVector<T>> (&held)[kHeldPacks], uint4* stage,
                             const T* first_pack, int packs, const Team& team) {
