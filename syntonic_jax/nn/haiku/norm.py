@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from syntonic_jax import _check, golden_batch_norm_inference
 from syntonic_jax.nn._shared import arguments
 from syntonic_jax.nn._shared.framework import required
-from syntonic_jax.nn._shared.norm import affine, broadcast_to_rank, layer_norm, others, sorted_axes
+from syntonic_jax.nn._shared.norm import broadcast_to_rank, sorted_axes
+from syntonic_jax.ops._norms_of_layers import affine, layer_norm, others
 from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 with required("haiku", "haiku"):

@@ -10,7 +10,8 @@ from syntonic_jax import PhiResidualMode, _check, phi_residual_rmsnorm
 from syntonic_jax.modes import check_mode
 from syntonic_jax.nn._shared import arguments
 from syntonic_jax.nn._shared.framework import required
-from syntonic_jax.nn._shared.norm import broadcast_to_rank, rms_norm
+from syntonic_jax.nn._shared.norm import broadcast_to_rank
+from syntonic_jax.ops._norms_of_layers import rms_norm
 
 from .norm import reduced_and_held
 

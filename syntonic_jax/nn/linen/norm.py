@@ -9,15 +9,8 @@ import jax.numpy as jnp
 from syntonic_jax import _check, golden_batch_norm_inference
 from syntonic_jax.nn._shared import arguments
 from syntonic_jax.nn._shared.framework import required
-from syntonic_jax.nn._shared.norm import (
-    along,
-    layer_norm,
-    moved,
-    remains,
-    require_features,
-    sorted_axes,
-    widened,
-)
+from syntonic_jax.nn._shared.norm import along, require_features, sorted_axes, widened
+from syntonic_jax.ops._norms_of_layers import layer_norm, moved, remains
 from syntonic_jax.ops.golden_batch_norm import finite_batch_norm
 
 with required("flax", "flax"):
