@@ -340,4 +340,24 @@ bool all_aligned(const P*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
+// Whether the packs of all these arrays lie alike; absent ones are null.
+template <class... P>
+bool alike(const void* first, const P*... others) {
+  const auto shift = reinterpret_cast<uintptr_t>(first) % 16;
+  return ((others == nullptr || reinterpret_cast<uintptr_t>(others) % 16 == shift) && ...);
+}
+
+// A whole, aligned pack.
+template <class T, int N, Cache kCache = Cache::keep>
+__device__ Packed<T, N> read_pack(const T* address) {
+  Packed<T, N> packed;
+  load_words<kCache>(address, packed.word);
+  return packed;
+}
+
+template <class T, int N>
+__device__ void write_pack(T* address, const Packed<T, N>& packed) {
+  store(address, Span{0, 1, N}, true, packed);
+}
+
 }  // namespace syntonic

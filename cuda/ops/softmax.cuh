@@ -236,18 +236,6 @@ __device__ uint32_t read_mask(const uint8_t* mask) {
   return bits;
 }
 
-template <class T, int N, Cache kCache = Cache::keep>
-__device__ Packed<T, N> read_pack(const T* address) {
-  Packed<T, N> packed;
-  load_words<kCache>(address, packed.word);
-  return packed;
-}
-
-template <class T, int N>
-__device__ void write_pack(T* address, const Packed<T, N>& packed) {
-  store(address, Span{0, 1, N}, true, packed);
-}
-
 // A pack of -inf.
 template <class T, int N>
 __device__ Packed<T, N> lowest_pack() {
@@ -324,13 +312,6 @@ template <class T>
 __device__ bool label_counts(const Logits<T>& from, int64_t row, int width, int label) {
   if (static_cast<unsigned>(label) >= static_cast<unsigned>(width)) return false;
   return !from.mask || from.mask[row * width + label];
-}
-
-// Whether the packs of all these arrays lie alike; absent ones are null.
-template <class... P>
-bool alike(const void* first, const P*... others) {
-  const auto shift = reinterpret_cast<uintptr_t>(first) % 16;
-  return ((others == nullptr || reinterpret_cast<uintptr_t>(others) % 16 == shift) && ...);
 }
 
 // Whether the packs of a row may be held or staged, rather than read again. Those of float64 are
