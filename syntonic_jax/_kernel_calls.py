@@ -92,15 +92,11 @@ class Kernels:
         present = [(o, ct) for o, ct in zip(derivative.outputs, cotangents) if ct is not None]
         if cotangents[0] is None or any(o.inner for o, _ in present):
             return None
-        passed = self.passes(**params)
-        one = wanted[0] and wanted[1] if len(wanted) > 1 and self.twins(**params) else False
-        names = [x.name for x, w in zip(derivative.inputs, wanted) if w]
-        computed = [
-            x
-            for i, (x, w) in enumerate(zip(derivative.inputs, wanted))
-            if w and x.name not in passed and not (one and i == 1)
-        ]
-        gradients = dict.fromkeys(passed, cotangents[0])
+        first, *rest = (x.name for x in derivative.inputs)
+        twin = rest[0] if self.twins(**params) and all(wanted[:2]) else None
+        asked = [x for x, w in zip(derivative.inputs, wanted) if w]
+        gradients = dict.fromkeys(self.passes(**params), cotangents[0])
+        computed = [x for x in asked if x.name not in gradients and x.name != twin]
         if computed:
             operands = [
                 Value(x.name, x.kind, value, size=getattr(x, "size", 0))
@@ -121,16 +117,16 @@ class Kernels:
             if found is None:
                 return None
             gradients |= {x.name: d for x, d in zip(computed, found)}
-        if one and derivative.inputs[1].name not in gradients:  # one buffer serves both
-            gradients[derivative.inputs[1].name] = gradients[derivative.inputs[0].name]
-        return [gradients[name] for name in names]
+        if twin is not None:  # one buffer serves both
+            gradients[twin] = gradients[first]
+        return [gradients[x.name] for x in asked]
 
     def _call(
         self, operation, suffix, operands, results, attributes, params
     ) -> Sequence[Any] | None:
         if not self.covers([r.name for r in results], **params):
             return None
-        if self.one_type and len(set(_row_types(operands, results))) > 1:
+        if self.one_type and len(_row_types(operands, results, params)) > 1:
             return None
         if sums := [r for r in results if r.kind == "partial"]:
             assert self.scratch is not None
@@ -170,10 +166,12 @@ class KernelsByHand:
         return None if found is None else [x for x, w in zip(found, wanted) if w]
 
 
-def _row_types(operands: Sequence[Value], results: Sequence[Value]) -> list[Any]:
+def _row_types(operands: Sequence[Value], results: Sequence[Value], params: Any) -> set[Any]:
+    """The floating types of rows, and of the gradients of data where there may be others too."""
     types = [v.array.dtype for v in operands if v.kind == "row"]
     types += [v.dtype for v in results if v.kind == "row"]
-    return [jnp.dtype(t) for t in types if jnp.issubdtype(t, jnp.floating)]
+    types += [params["data_dtype"]] if "data_dtype" in params else []
+    return {jnp.dtype(t) for t in types if jnp.issubdtype(t, jnp.floating)}
 
 
 def _dtypes(data: Any, dtype: Any) -> dict[str, Any]:
