@@ -113,7 +113,8 @@ struct Centred {
   using Products = SumPair<A>;  // w and w * xhat
   using Across = CentredAcross<T>;
   static constexpr bool kBias = true;
-  static constexpr bool kTuned = true;  // by tables of its own
+  // By tables of its own; float64 is for checks of gradients, and has the fewest kernels to build.
+  static constexpr bool kTuned = sizeof(T) < 8;
 
   template <int N, int K, class Present>
   __device__ static Measure measure(Packed<T, N> (&z)[K], Present present) {

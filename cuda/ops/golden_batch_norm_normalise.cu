@@ -167,7 +167,7 @@ Status normalise(Stream stream, AffineMap<T> map) {
   const int64_t elements = shape.elements() / shape.partials;
   map.aligned = all_aligned(map.x, map.y.data) && (shape.partials == 1 || elements % N == 0);
   ChannelPlan plan;
-  if (map.aligned && shape.inner == 1) plan = plan_columns<N>(shape, kMaxGrid);
+  if (map.aligned && shape.inner == 1) plan = plan_tiles<N>(shape, kMaxGrid);
   Grid grid = {0, kChannelThreads};
   if (plan.packs > 0) {
     const int64_t rows_of_block = kChannelThreads / plan.packs * kNormalisePacks;

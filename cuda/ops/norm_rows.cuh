@@ -226,7 +226,7 @@ constexpr auto normalise_ring = rows_in_ring<Normalise<Norm, K, kWhole>, false>;
 template <class Norm>
 constexpr auto ring_for(int packs, bool whole) {
   if (whole) return normalise_ring<Norm, 4, true>;
-  if constexpr (Norm::kTuned) {
+  if constexpr (Norm::kTuned && sizeof(typename Norm::T) == 2) {  // only their table asks for it
     if (packs == 2) return normalise_ring<Norm, 2, false>;
   }
   return normalise_ring<Norm, 4, false>;

@@ -167,7 +167,7 @@ constexpr RowTuning kPlainCotangent = {
              {.cluster = 16, .stages = 2}},
 };
 
-// ---- RMS norms: not measured ----
+// ---- RMS norms, and layer norms in float64: not measured ----
 //
 // The fewest kernels that take every width, with numbers that served the layer norm at most of
 // them.
