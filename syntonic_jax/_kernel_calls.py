@@ -45,9 +45,9 @@ class Kernels:
       target: the name of the calls, without "syntonic_"; by default that of the operation.
       attributes: `attributes(**params)`, the numbers that the kernel takes.
       cotangent_attributes: likewise, of the backward pass.
-      twins: `twins(**params)`, whether the gradients of the first two inputs are one.
-      passes: `passes(**params)`, the inputs whose gradient is the cotangent of the first output.
-      scratch: elements of memory beside each sum over rows of the first of what is saved.
+      twins: `twins(**params)`, whether the first two inputs have the same gradient.
+      passes: `passes(**params)`, names of inputs whose gradient equals the first cotangent.
+      scratch: `scratch(first saved array)`, elements of scratch memory for each sum over rows.
       covers: `covers(results, **params)`, whether there is a kernel for results of these names.
       one_type: whether all rows must have one type.
     """

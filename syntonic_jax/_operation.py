@@ -43,17 +43,17 @@ class Operation:
 
     Attributes:
       name: of the operation.
-      function: the public function whose `implementation=None` decides, where it has another name.
+      function: the public function under whose name the default is looked up, if not `name`.
       inputs, outputs: in the order of the jnp forms. The first output is always there.
       saved: the names of the inputs and outputs that the derivative takes, in this order; or a
         function `saved(**params)` of what is static.
-      moved: by what the derivative is taken, where that is not the inputs.
-      move: `move(inputs, tangents, **params) -> tangents of moved`, in jnp; None where there is
-        none.
+      moved: what the derivative is taken with respect to, if not the inputs themselves.
+      move: `move(inputs, tangents, **params) -> tangents of moved`, in jnp. A tangent that is zero
+        is None.
       reference: `reference(*inputs, **params) -> outputs`, in jnp.
       tangent, cotangent: in jnp (_derivative.py).
-      linear_if: `linear_if(**params) -> None`, raises where the outputs are not linear in the
-        inputs; None: they never are.
+      linear_if: `linear_if(**params)`, raises unless the outputs are linear in the inputs. None:
+        the operation has no transpose.
       forward_only: the names of parameters that the derivatives do not take.
       kernels: how they are called.
       default: what ``implementation=None`` takes where there are kernels, as measured.
